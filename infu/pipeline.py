@@ -1,0 +1,185 @@
+"""generate(): the whole way of one request, from photograph and sentence to pictures.
+
+Follows the released InfiniteYou pipeline (arXiv 2503.16418, `pipelines/pipeline_infu_flux.py`), in which
+InfuseNet reads identity tokens in place of the text and its residuals are added to the DiT's blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from infu.errors import InvalidRequest, NonFiniteError
+from infu.flow import make_sigmas
+from infu.images import read_photo
+from infu.keypoints import draw_keypoints, fit_control_photo
+from infu.metadata import describe
+from infu.noise import make_noise, pack_latents
+from infu.preview import draw_preview
+from infu.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from backends.base import Backend
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """After step `step` of `num_steps` (both count over all pictures, from 1). `preview()` makes a small
+    PIL picture; it costs nothing until it is called."""
+
+    step: int
+    num_steps: int
+    preview: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a request made. `pixels`: float32 (num_images, height, width, 3) in 0..1; `latents`: the final
+    packed latents, float32 (num_images, L, 64); `metadata`: what is written into the PNG; `notes`: what
+    the user should know (a prompt cut short, a LoRA's unmatched keys)."""
+
+    pixels: np.ndarray
+    latents: np.ndarray
+    seeds: tuple[int, ...]
+    metadata: dict[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def images(self) -> list[Image.Image]:
+        return [Image.fromarray(np.rint(p * 255).astype(np.uint8)) for p in self.pixels]
+
+    @property
+    def image(self) -> Image.Image:
+        return self.images[0]
+
+    @property
+    def seed(self) -> int:
+        return self.seeds[0]
+
+
+def generate(
+    request: GenerationRequest,
+    backend: Backend,
+    noise: np.ndarray | None = None,
+    on_step: Callable[[int, int, Callable[[], Image.Image]], None] | None = None,
+) -> Result:
+    """Make the pictures of one request.
+
+    `noise`: float32 (num_images, 16, height / 8, width / 8), None to make it from the seed.
+    `on_step(step, num_steps, preview)` is called after every step, step counting from 1; raise `Cancelled`
+    in it to stop. Raises `InfuError` for what its reader can put right.
+    """
+    for event in stream(request, backend, noise):
+        if isinstance(event, Step) and on_step:
+            on_step(event.step, event.num_steps, event.preview)
+    return event
+
+
+def stream(
+    request: GenerationRequest, backend: Backend, noise: np.ndarray | None = None
+) -> Iterator[Step | Result]:
+    """`generate` as a generator: a `Step` after every step, the `Result` last. Closing it stops the run."""
+    noise = check_noise(request, noise)
+    embedding, control = read_person(request, backend)  # no face: an error, before any network runs
+    with backend.lock, backend.plugged(request.plugins) as notes:
+        text = backend.encode_prompt(request.prompt, request.max_sequence_length)
+        notes = notes + backend.tokenizers.notes(request.prompt, request.max_sequence_length)
+        negative = encode_negative(request, backend)
+        identity = None if embedding is None else backend.project_identity(embedding)
+        control = None if control is None else backend.encode_image(control)  # a black one like any other
+        pictures, finals = [], []
+        for k in range(request.num_images):  # one by one: picture k is exactly the single run of its seed
+            first = k * request.num_steps
+            for step, latents, clean in denoise(request, backend, noise[k : k + 1], text, negative, identity, control):
+                yield Step(first + step + 1, request.num_images * request.num_steps, preview_of(request, backend, clean))
+            pictures.append(decode(request, backend, latents))
+            finals.append(backend.numpy(latents))
+        metadata = describe(request, backend)
+    yield Result(np.stack(pictures), np.concatenate(finals), request.seeds, metadata, tuple(notes))
+
+
+def denoise(request, backend, noise, text, negative, identity, control) -> Iterator[tuple[int, Any, Any]]:
+    """Noise (1, 16, h, w) -> for each step its index, the latents after it (1, L, 64) and the clean latents
+    it foresees. Euler steps along the rectified flow (arXiv 2403.03206)."""
+    width, height = request.run_size
+    latents = backend.array(pack_latents(noise))
+    sigmas = make_sigmas(request.num_steps, latents.shape[1], backend.scheduler)
+    base = backend.make_base_constants(sigmas, width, height, text, request.guidance_scale)
+    if negative is not None:
+        opposite = backend.make_base_constants(sigmas, width, height, negative, request.guidance_scale)
+    if any(map(request.infuses, range(request.num_steps))):
+        side = backend.make_infuse_constants(sigmas, width, height, identity, text, control)
+    for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
+        scale = request.infusenet_conditioning_scale
+        residuals = backend.infuse(side, step, latents, scale) if request.infuses(step) else None
+        velocity = backend.velocity(base, step, latents, residuals)
+        if negative is not None and step >= request.true_cfg_start_step:
+            away = backend.velocity(opposite, step, latents)  # the negative pass gets no residuals
+            velocity = away + request.true_cfg_scale * (velocity - away)
+        latents = latents + (next_sigma - sigma) * velocity
+        backend.evaluate(latents)
+        yield step, latents, latents - next_sigma * velocity
+
+
+def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The request's photographs -> face embedding (E,) and control picture uint8 (H, W, 3); None, None
+    for a request without a person."""
+    asked_control = request.control_image is not None or request.control_keypoints is not None
+    if not request.has_identity:
+        if asked_control:
+            raise InvalidRequest("A control image needs a person to go with it: give a photograph of a face too.")
+        return None, None
+    if backend.model_version is None:
+        raise InvalidRequest(
+            "This model was loaded without InfiniteYou's weights and cannot take a face. "
+            "Load it with model_dir, or leave the photograph out."
+        )
+    embedding = request.id_embedding
+    if embedding is None:
+        embedding = backend.faces.embed([read_photo(photo) for photo in request.photos])
+    keypoints = request.control_keypoints
+    if request.control_image is not None:
+        photo = fit_control_photo(read_photo(request.control_image), request.width, request.height)
+        keypoints = backend.faces.find_one(np.asarray(photo), "control image").keypoints
+    width, height = request.run_size
+    if keypoints is None:
+        return embedding, np.zeros((height, width, 3), np.uint8)
+    return embedding, draw_keypoints(keypoints, width, height)
+
+
+def encode_negative(request: GenerationRequest, backend: Backend) -> Any:
+    """The negative prompt's encoding where true classifier-free guidance is asked for, else None."""
+    if request.true_cfg_scale == 1.0 or request.negative_prompt is None:
+        return None
+    return backend.encode_prompt(request.negative_prompt, request.max_sequence_length)
+
+
+def decode(request: GenerationRequest, backend: Backend, latents: Any) -> np.ndarray:
+    """Final latents (1, L, 64) -> float32 (height, width, 3), cropped to what was asked for."""
+    pixels = backend.decode(latents, *request.run_size)[: request.height, : request.width]
+    if not np.isfinite(backend.numpy(latents)).all() or not np.isfinite(pixels).all():
+        raise NonFiniteError(
+            "The model made numbers that are not finite (NaN), so there is no picture. Load it with "
+            'dtype="bfloat16" or "float32", and without a LoRA that it was not made for.'
+        )
+    return pixels
+
+
+def preview_of(request: GenerationRequest, backend: Backend, clean: Any) -> Callable[[], Image.Image]:
+    return lambda: draw_preview(backend.numpy(clean), request.run_size, backend.latent_colours)
+
+
+def check_noise(request: GenerationRequest, noise: np.ndarray | None) -> np.ndarray:
+    """Given noise, or the noise of the request's seeds, (num_images, 16, h / 8, w / 8) float32."""
+    width, height = request.run_size
+    shape = (request.num_images, 16, height // 8, width // 8)
+    if noise is None:
+        return np.concatenate([make_noise(seed, width, height) for seed in request.seeds])
+    if np.shape(noise) != shape:
+        raise InvalidRequest(f"noise has the shape {np.shape(noise)}; this request needs {shape}.")
+    return np.asarray(noise, np.float32)
