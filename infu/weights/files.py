@@ -1,0 +1,192 @@
+"""Weight files -> names, shapes and arrays: a safetensors file, or a folder with one or with shards.
+
+The header is checked against the file before anything is read; tensors are views of the mapped file, so
+reading one costs no memory until its numbers are used (github.com/huggingface/safetensors, "Format").
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from infu.errors import BrokenFile, MissingFile
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+MAX_HEADER = 100 << 20  # bytes, the format's own limit
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """Where a tensor lies: `offset` in bytes from the start of `file`."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class WeightFiles(Mapping[str, TensorHeader]):
+    """Tensor name -> header; `read(name)` gives the numbers. `metadata` is the files' own."""
+
+    def __init__(self, headers: dict[str, TensorHeader], metadata: dict[str, str]):
+        self.headers, self.metadata = headers, metadata
+        self._maps: dict[Path, np.memmap] = {}
+
+    def __getitem__(self, name: str) -> TensorHeader:
+        return self.headers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.headers)
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(header.nbytes for header in self.headers.values())
+
+    def read(self, name: str) -> np.ndarray:
+        """A read-only view of the mapped file, in the file's own dtype."""
+        header = self.headers[name]
+        if header.file not in self._maps:
+            self._maps[header.file] = np.memmap(header.file, np.uint8, mode="r")
+        raw = self._maps[header.file][header.offset : header.offset + header.nbytes]
+        if header.offset % header.dtype.itemsize:
+            raw = raw.copy()  # a file may place a tensor at an odd byte; an unaligned view is slow or refused
+        return raw.view(header.dtype).reshape(header.shape)
+
+
+def open_weights(path: Path) -> WeightFiles:
+    """A safetensors file, or a folder that holds one, or shards and their index.
+
+    Raises `MissingFile` for an absent file or shard, `BrokenFile` for one that is not what it says.
+    """
+    path = Path(path)
+    if path.is_file():
+        return open_shards([path])
+    if not path.is_dir():
+        raise MissingFile(f"The model has no {path.name!r}. Run `python -m infu download`, or give its folder.")
+    indices = sorted(path.glob("*.safetensors.index.json"))
+    if indices:
+        return open_shards(read_index(indices[0]))
+    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
+        if (path / name).is_file():
+            return open_shards([path / name])
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return open_shards(files)
+    what = "several safetensors files and no index" if files else "no safetensors file"
+    raise MissingFile(f"{path.name!r} holds {what}. Run `python -m infu download`, or copy the folder again.")
+
+
+def read_index(index: Path) -> list[Path]:
+    """`*.safetensors.index.json` -> the shards it names, every one there."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BrokenFile(f"{index.name} is not a safetensors index. Download it again.") from None
+    for name in names:
+        if Path(name).name != name:
+            raise BrokenFile(f"{index.name} names a shard outside its own folder. Download it again.")
+        if not (index.parent / name).is_file():
+            raise MissingFile(f"The shard {name} is missing. Run `python -m infu download`, which goes on where it stopped.")
+    return [index.parent / name for name in names]
+
+
+def open_shards(files: Iterable[Path]) -> WeightFiles:
+    headers: dict[str, TensorHeader] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        shard, notes = read_header(file)
+        metadata.update(notes)
+        for name in shard:
+            if name in headers:
+                raise BrokenFile(f"The tensor {name} stands in two shards. Download the model again.")
+        headers.update(shard)
+    return WeightFiles(headers, metadata)
+
+
+def read_header(file: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
+    """A safetensors file's tensors and metadata, each offset checked against the file's real size."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(64)
+        if start.startswith(LFS_POINTER):
+            raise BrokenFile(
+                f"{file.name} is a Git-LFS pointer, not the file itself. "
+                "Run `git lfs pull`, or fetch it with `python -m infu download`."
+            )
+        length = int.from_bytes(start[:8], "little")
+        if size < 8 or length > min(MAX_HEADER, size - 8):
+            raise BrokenFile(f"{file.name} {looks_like(start, size)}. Download it again.")
+        stream.seek(8)
+        raw = stream.read(length)
+    try:
+        entries = json.loads(raw)
+        metadata = entries.pop("__metadata__", {})
+        headers = {name: read_entry(file, 8 + length, size, entry) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BrokenFile(f"{file.name} has a damaged header. Download it again.") from None
+    return headers, {str(key): str(value) for key, value in dict(metadata or {}).items()}
+
+
+def read_entry(file: Path, data_start: int, size: int, entry: dict) -> TensorHeader:
+    if entry["dtype"] not in DTYPES:
+        raise BrokenFile(f"{file.name} holds numbers of the kind {entry['dtype']!r}, which this version cannot read.")
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(length) for length in entry["shape"])
+    header = TensorHeader(file, data_start + begin, shape, DTYPES[entry["dtype"]])
+    if min(shape, default=0) < 0 or begin < 0 or end - begin != header.nbytes:
+        raise ValueError("sizes that contradict one another")
+    if data_start + end > size:
+        raise BrokenFile(f"{file.name} is truncated ({size} bytes; its header promises more). Download it again.")
+    return header
+
+
+def looks_like(start: bytes, size: int) -> str:
+    """What a file that is not safetensors seems to be."""
+    if size == 0:
+        return "is empty"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "is a web page, not a model (a login or error page was saved under its name)"
+    if start.startswith((b"PK", b"\x80")):
+        return "is a pickle (.bin, .pt, .ckpt) under another name; only safetensors is read here"
+    return "is not a safetensors file, or is truncated"
+
+
+def fold(names: Iterable[str]) -> str:
+    """Names with their numbers folded, for errors that can be read: `blocks.{0...18}.attn.to_q.weight`."""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        key = name if number is None else name[: number.start()] + "{}" + name[number.end() :]
+        groups.setdefault(key, []).append(-1 if number is None else int(number[0]))
+    parts = []
+    for key, numbers in groups.items():
+        span = f"{min(numbers)}" if len(set(numbers)) == 1 else f"{{{min(numbers)}...{max(numbers)}}}"
+        parts.append(key.replace("{}", span, 1))
+    more = f" and {len(parts) - 8} more" if len(parts) > 8 else ""
+    return ", ".join(parts[:8]) + more
