@@ -1,0 +1,321 @@
+"""Which models exist, where their files are and whether they are whole; `hub.py` fetches what is absent.
+
+A base in FLUX.1's diffusers layout; InfiniteYou as released (github.com/bytedance/InfiniteYou):
+`infu_flux_v1.0/<version>/{InfuseNetModel/, image_proj_model.bin}` and `supports/`.
+"""
+
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from infu import hub
+from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
+from infu.weights.files import LFS_POINTER, looks_like, open_weights
+
+BASE = "black-forest-labs/FLUX.1-dev"
+INFINITE_YOU = "ByteDance/InfiniteYou"
+MINI = Path(__file__).parent / "mini"
+
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")  # each may come from elsewhere
+VERSIONS = ("aes_stage2", "sim_stage1")  # released, the default first
+RELEASE = "infu_flux_v1.0"
+OPTIONAL_LORAS = {"realism": "flux_realism_lora.safetensors", "anti_blur": "flux_anti_blur_lora.safetensors"}
+TOKENIZER_FILES = {  # any one of these sets is a tokenizer (prompt.py)
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
+}
+ARCFACE = "recognition_arcface_ir_se50.pth"
+ARCFACE_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{ARCFACE}"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Every file of one model. `name` and `model_versions` may be shown to a user; no path ever is.
+
+    `infusenet`, `projection` None: plain FLUX, no identity. `detector` and `recogniser` may name files that
+    are not there: the face stack says so when it needs them; both are None with `embedded_faces`.
+    """
+
+    base: Path  # folder; its config files describe the parts that are given as a single file
+    transformer: Path  # these four: a folder, or a single file
+    vae: Path
+    text_encoder: Path
+    text_encoder_2: Path
+    tokenizer: Path
+    tokenizer_2: Path
+    scheduler: Path
+    name: str  # "FLUX.1-dev + InfiniteYou", "mini", or made of the folders' last names
+    infusenet: Path | None = None  # the folder `InfuseNetModel`, or a single file
+    projection: Path | None = None  # `image_proj_model.bin`
+    detector: Path | None = None  # the folder `antelopev2`
+    recogniser: Path | None = None  # ArcFace IR-SE50's `.pth`
+    optional_loras: dict[str, Path] = field(
+        default_factory=dict
+    )  # "realism", "anti_blur": only those that are there
+    model_version: str | None = None
+    model_versions: tuple[str, ...] = ()  # those that can be switched to
+    model_dir: Path | str | None = None  # folder, or hub id: where `versioned` looks for the others
+    embedded_faces: bool = False
+
+
+def locate(
+    base_model_path: str | Path | None = None,
+    model_dir: str | Path | None = None,
+    model_version: str = VERSIONS[0],
+    transformer_path: str | Path | None = None,
+    vae_path: str | Path | None = None,
+    text_encoder_path: str | Path | None = None,
+    text_encoder_2_path: str | Path | None = None,
+    infusenet_path: str | Path | None = None,
+    fetch: bool = True,
+) -> ModelFiles:
+    """The files of a model, each checked; what a hub id names is fetched unless `fetch` is False.
+
+    Every path is a folder, a file or a hub id. No path at all is the mini model; a base without `model_dir`
+    is plain FLUX; what is given without a base belongs to FLUX.1-dev.
+
+    Raises `MissingFile`, `BrokenFile`, `DownloadError`; `UnknownName` for an unknown `model_version`.
+    """
+    elsewhere = (transformer_path, vae_path, text_encoder_path, text_encoder_2_path)
+    given = {part: path for part, path in zip(PARTS, elsewhere, strict=True) if path is not None}
+    if infusenet_path is not None and model_dir is None:
+        model_dir = INFINITE_YOU  # for the projection
+    if base_model_path is None and model_dir is None and not given:
+        base_model_path, model_dir = MINI / "base", MINI / "InfiniteYou"
+    base_model_path = base_model_path or BASE
+    parts = {part: find_part(part, path, fetch) for part, path in given.items()}
+    base = find_base(base_model_path, set(parts), fetch)
+    files = ModelFiles(
+        base=base,
+        **{part: parts.get(part, base / part) for part in PARTS},
+        **{name: base / name for name in ("tokenizer", "tokenizer_2", "scheduler")},
+        name=name_model(base_model_path, model_dir),
+        model_dir=local_path(model_dir, "model_dir") or str(model_dir) if model_dir is not None else None,
+    )
+    if files.model_dir is not None:
+        files = versioned(files, model_version, infusenet_path, fetch)
+    check_base(files)
+    return files
+
+
+def versioned(
+    files: ModelFiles, model_version: str, infusenet_path: str | Path | None = None, fetch: bool = True
+) -> ModelFiles:
+    """The same model with another version of InfuseNet and projection, both checked."""
+    if files.model_dir is None:
+        raise InvalidRequest(
+            "This model was loaded without InfiniteYou, so it has no versions. Load it with model_dir."
+        )
+    from_hub = isinstance(files.model_dir, str)
+    here = VERSIONS if from_hub else list_versions(files.model_dir)
+    if model_version not in {*here, *VERSIONS}:
+        raise UnknownName("model version", str(model_version), here or VERSIONS)
+    if model_version not in here:
+        raise MissingFile(
+            f"This InfiniteYou folder has no {model_version}; it has {', '.join(here) or 'no version'}. "
+            f"Choose one that is there, or copy {RELEASE}/{model_version} into the folder."
+        )
+    folder = find_infinite_you(files.model_dir, model_version, infusenet_path is None, fetch)
+    infusenet = find_infusenet(folder / RELEASE / model_version, infusenet_path, fetch)
+    projection = folder / RELEASE / model_version / "image_proj_model.bin"
+    check_weights(infusenet)
+    check_file(projection)
+    embedded = has_embedded_faces(folder)
+    loras = {name: folder / "supports" / "optional_loras" / file for name, file in OPTIONAL_LORAS.items()}
+    return replace(
+        files,
+        infusenet=infusenet,
+        projection=projection,
+        detector=None if embedded else folder / "supports" / "insightface" / "models" / "antelopev2",
+        recogniser=None if embedded else find_recogniser(folder),
+        optional_loras={name: path for name, path in loras.items() if path.is_file()},
+        model_version=model_version,
+        model_versions=tuple(here),
+        embedded_faces=embedded,
+    )
+
+
+# Where things are.
+
+
+def local_path(source: str | Path, argument: str) -> Path | None:
+    """The folder or file that `source` names; None where it is a hub id and nothing of that name is here."""
+    path = Path(source).expanduser()
+    if os.path.exists(path):  # False, not an error, for a name no file can have
+        return path
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        return None
+    raise MissingFile(
+        f"What {argument} names ({path.name!r}) does not exist. "
+        "Give a folder or file that does, or a hub id such as owner/name."
+    )
+
+
+def find_base(source: str | Path, elsewhere: set[str], fetch: bool) -> Path:
+    """The base's folder. Of the parts that come from `elsewhere` only the small config files are fetched."""
+    path = local_path(source, "base_model_path")
+    if path is None:
+        return find_repo(str(source), base_patterns(elsewhere), fetch)
+    if path.is_file():
+        raise InvalidRequest(
+            f"base_model_path names a single file ({path.name!r}). Give it as transformer_path, and as "
+            f"base_model_path a folder or hub id in the layout of {BASE}."
+        )
+    return path
+
+
+def base_patterns(elsewhere: set[str]) -> list[str]:
+    """The files of a base worth fetching: not its second copy as one file (flux1-dev.safetensors, 24 GB)."""
+    wanted = [
+        "model_index.json",
+        "scheduler/*",
+        "tokenizer/*",
+        "tokenizer_2/*",
+        *(f"{p}/*.json" for p in PARTS),
+    ]
+    return wanted + [f"{part}/*.safetensors" for part in PARTS if part not in elsewhere]
+
+
+def find_part(part: str, source: str | Path, fetch: bool) -> Path:
+    """One network from elsewhere: a file, a folder of its own, or a whole model that holds it."""
+    path = local_path(source, f"{part}_path")
+    if path is None:
+        path = find_repo(str(source), [f"{part}/*.json", f"{part}/*.safetensors"], fetch)
+    return path / part if (path / part).is_dir() else path
+
+
+def find_infinite_you(source: Path | str, version: str, with_infusenet: bool, fetch: bool) -> Path:
+    if isinstance(source, Path):
+        return source
+    return find_repo(source, infinite_you_patterns(version, with_infusenet), fetch)
+
+
+def infinite_you_patterns(version: str, with_infusenet: bool = True) -> list[str]:
+    """The files of InfiniteYou's repository that one version needs: not its ComfyUI builds, not the demo."""
+    patterns = [
+        f"{RELEASE}/{version}/image_proj_model.bin",
+        "supports/insightface/*scrfd_10g_bnkps.onnx",  # the detector; the pack's other networks are not used
+        "supports/optional_loras/*.safetensors",
+    ]
+    return patterns + [f"{RELEASE}/{version}/InfuseNetModel/*"] if with_infusenet else patterns
+
+
+def find_infusenet(folder: Path, source: str | Path | None, fetch: bool) -> Path:
+    """The version's `InfuseNetModel`, one of ComfyUI's single files beside it, or what the user names."""
+    if source is not None:
+        return find_part("infusenet", source, fetch)
+    single = sorted(folder.glob("infusenet_*.safetensors"))  # bf16 sorts before fp8
+    return folder / "InfuseNetModel" if (folder / "InfuseNetModel").is_dir() or not single else single[0]
+
+
+def find_repo(repo_id: str, patterns: list[str], fetch: bool) -> Path:
+    """The snapshot of a hub repository in the hub's own cache; no request where all of it is there."""
+    folder = hub.find_repo(repo_id, patterns)
+    if folder is not None:
+        return folder
+    if not fetch:
+        raise MissingFile(f"{repo_id} is not here, or not all of it. Run `python -m infu download`.")
+    return hub.fetch_repo(repo_id, patterns)
+
+
+def list_versions(model_dir: Path) -> tuple[str, ...]:
+    """The versions in an InfiniteYou folder: the released ones first, then a user's own."""
+    folder = model_dir / RELEASE
+    if not folder.is_dir():
+        raise MissingFile(
+            f"model_dir ({model_dir.name!r}) is not an InfiniteYou folder: it has no {RELEASE}. Give the "
+            f"folder that holds {RELEASE} and supports, or the hub id {INFINITE_YOU}."
+        )
+    names = {path.name for path in folder.iterdir() if (path / "image_proj_model.bin").exists()}
+    return tuple(sorted(names, key=lambda name: (name not in VERSIONS, name)))
+
+
+def find_recogniser(model_dir: Path) -> Path:
+    """ArcFace IR-SE50, which InfiniteYou's repository does not hold: beside the model, in our cache, or
+    where facexlib puts it. Our cache's place where it is nowhere."""
+    places = [model_dir / "supports" / "facexlib" / ARCFACE, infu_cache() / ARCFACE]
+    facexlib = importlib.util.find_spec("facexlib")
+    if facexlib is not None and facexlib.origin:
+        places.append(Path(facexlib.origin).parent / "weights" / ARCFACE)
+    return next((place for place in places if place.is_file()), infu_cache() / ARCFACE)
+
+
+def infu_cache() -> Path:
+    """Our own cache; the hub's models lie in the hub's."""
+    return Path(os.environ.get("INFU_CACHE") or "~/.cache/infu").expanduser()
+
+
+def has_embedded_faces(model_dir: Path) -> bool:
+    path = model_dir / "supports" / "face_stack.json"
+    try:
+        return path.is_file() and json.loads(path.read_bytes())["stack"] == "embedded"
+    except (ValueError, KeyError, TypeError):
+        raise BrokenFile(
+            'supports/face_stack.json is damaged. It should read {"stack": "embedded"}.'
+        ) from None
+
+
+def name_model(base: str | Path, model_dir: str | Path | None) -> str:
+    """What a user calls the model. The hub's cache keeps a model's name above its snapshot."""
+    if Path(base) == MINI / "base":
+        return MINI.name
+    names = []
+    for source in (base, model_dir):
+        cached = re.search(r"models--[\w.-]+?--([\w.-]+)/snapshots/", str(source))
+        names += [cached[1] if cached else Path(source).name] if source is not None else []
+    return " + ".join(names)
+
+
+# Whether they are whole.
+
+
+def check_base(files: ModelFiles) -> None:
+    for part in PARTS:
+        check_weights(getattr(files, part))
+    for name, choices in TOKENIZER_FILES.items():
+        if not any(all((files.base / name / file).is_file() for file in choice) for choice in choices):
+            wanted = " or ".join(" and ".join(choice) for choice in choices)
+            raise MissingFile(
+                f"The model's folder {name} holds no {wanted}. "
+                "Run `python -m infu download`, or copy the folder again."
+            )
+    check_file(files.scheduler / "scheduler_config.json")
+
+
+def check_weights(path: Path) -> None:
+    """A network's folder or file: every shard there, none a pointer, none shorter than its header says."""
+    if path.is_file() and path.suffix != ".safetensors":
+        return check_file(path)
+    try:
+        open_weights(path)
+    except MissingFile as error:
+        unfinished = [*path.glob("*.incomplete"), *path.glob(".cache/huggingface/download/*.incomplete")]
+        if not unfinished:
+            raise
+        raise MissingFile(
+            f"The download of {path.name} was interrupted ({len(unfinished)} file(s) unfinished). {error}"
+        ) from None
+    if path.is_dir():
+        check_file(path / "config.json")
+
+
+def check_file(path: Path) -> None:
+    """A file that is not safetensors: there, not empty, not a pointer, not a web page."""
+    where = f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise MissingFile(
+            f"The model has no {where}. Run `python -m infu download`, or copy the folder again."
+        )
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    if start.startswith(LFS_POINTER):
+        raise BrokenFile(
+            f"{where} is a Git-LFS pointer, not the file itself. "
+            "Run `git lfs pull`, or fetch it with `python -m infu download`."
+        )
+    if not start or "web page" in looks_like(start, path.stat().st_size):
+        raise BrokenFile(f"{where} {looks_like(start, path.stat().st_size)}. Download it again.")
