@@ -6,8 +6,9 @@ InfuseNet reads identity tokens in place of the text and its residuals are added
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -94,28 +95,28 @@ def stream(
         control = None if control is None else backend.encode_image(control)  # a black one like any other
         pictures, finals = [], []
         for k in range(request.num_images):  # one by one: picture k is exactly the single run of its seed
-            first = k * request.num_steps
-            for step, latents, clean in denoise(request, backend, noise[k : k + 1], text, negative, identity, control):
-                yield Step(first + step + 1, request.num_images * request.num_steps, preview_of(request, backend, clean))
+            latents = yield from denoise(
+                request, backend, k, noise[k : k + 1], text, negative, identity, control
+            )
             pictures.append(decode(request, backend, latents))
             finals.append(backend.numpy(latents))
         metadata = describe(request, backend)
     yield Result(np.stack(pictures), np.concatenate(finals), request.seeds, metadata, tuple(notes))
 
 
-def denoise(request, backend, noise, text, negative, identity, control) -> Iterator[tuple[int, Any, Any]]:
-    """Noise (1, 16, h, w) -> for each step its index, the latents after it (1, L, 64) and the clean latents
-    it foresees. Euler steps along the rectified flow (arXiv 2403.03206)."""
+def denoise(request, backend, k, noise, text, negative, identity, control) -> Generator[Step, None, Any]:
+    """Noise (1, 16, h, w) of picture `k` -> a `Step` after every step, and at the end the latents (1, L, 64).
+    Euler steps along the rectified flow (arXiv 2403.03206)."""
     width, height = request.run_size
+    scale, num_steps = request.infusenet_conditioning_scale, request.num_steps
     latents = backend.array(pack_latents(noise))
-    sigmas = make_sigmas(request.num_steps, latents.shape[1], backend.scheduler)
+    sigmas = make_sigmas(num_steps, latents.shape[1], backend.scheduler)
     base = backend.make_base_constants(sigmas, width, height, text, request.guidance_scale)
     if negative is not None:
         opposite = backend.make_base_constants(sigmas, width, height, negative, request.guidance_scale)
-    if any(map(request.infuses, range(request.num_steps))):
+    if any(map(request.infuses, range(num_steps))):
         side = backend.make_infuse_constants(sigmas, width, height, identity, text, control)
     for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        scale = request.infusenet_conditioning_scale
         residuals = backend.infuse(side, step, latents, scale) if request.infuses(step) else None
         velocity = backend.velocity(base, step, latents, residuals)
         if negative is not None and step >= request.true_cfg_start_step:
@@ -123,7 +124,9 @@ def denoise(request, backend, noise, text, negative, identity, control) -> Itera
             velocity = away + request.true_cfg_scale * (velocity - away)
         latents = latents + (next_sigma - sigma) * velocity
         backend.evaluate(latents)
-        yield step, latents, latents - next_sigma * velocity
+        preview = partial(make_preview, request, backend, latents - next_sigma * velocity)  # what it foresees
+        yield Step(k * num_steps + step + 1, request.num_images * num_steps, preview)
+    return latents
 
 
 def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -132,12 +135,14 @@ def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarra
     asked_control = request.control_image is not None or request.control_keypoints is not None
     if not request.has_identity:
         if asked_control:
-            raise InvalidRequest("A control image needs a person to go with it: give a photograph of a face too.")
+            raise InvalidRequest(
+                "A control image needs a person to go with it: give a photograph of a face too."
+            )
         return None, None
     if backend.model_version is None:
         raise InvalidRequest(
             "This model was loaded without InfiniteYou's weights and cannot take a face. "
-            "Load it with model_dir, or leave the photograph out."
+            "Load it with model_dir, or leave the photo out."
         )
     embedding = request.id_embedding
     if embedding is None:
@@ -170,8 +175,8 @@ def decode(request: GenerationRequest, backend: Backend, latents: Any) -> np.nda
     return pixels
 
 
-def preview_of(request: GenerationRequest, backend: Backend, clean: Any) -> Callable[[], Image.Image]:
-    return lambda: draw_preview(backend.numpy(clean), request.run_size, backend.latent_colours)
+def make_preview(request: GenerationRequest, backend: Backend, clean: Any) -> Image.Image:
+    return draw_preview(backend.numpy(clean), request.run_size, backend.latent_colours)
 
 
 def check_noise(request: GenerationRequest, noise: np.ndarray | None) -> np.ndarray:

@@ -104,7 +104,9 @@ def read_clip(folder: Path) -> Tokenizer:
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     words = pre_tokenizers.Split(Regex(CLIP_WORD), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     return tokenizer
 

@@ -25,13 +25,18 @@ class Modulation:
     gate: Tensor | None
 
 
+Pair = tuple[Modulation, Modulation]  # of a block's attention and of its MLP
+
+
 @dataclass(frozen=True, eq=False)
 class Constants:
     """What a network needs at every step of one picture, made by `make_constants`."""
 
     text: Tensor  # (1, T, D)
     rope: tuple[Tensor, Tensor]  # cos and sin, float32 (T + L, 1, d / 2) of the head size d
-    doubles: list[tuple[tuple[Modulation, Modulation], tuple[Modulation, Modulation]]]  # image, text: attn, MLP
+    doubles: list[
+        tuple[tuple[Modulation, Modulation], tuple[Modulation, Modulation]]
+    ]  # image, text: attn, MLP
     singles: list[Modulation]
     out: Modulation | None  # of the DiT's last layer; InfuseNet has none
 
@@ -97,7 +102,9 @@ def make_rope(network: nn.Module, num_text: int, width: int, height: int, device
     return cos[:, None, ::2].contiguous(), sin[:, None, ::2].contiguous()
 
 
-def velocity(dit: nn.Module, constants: Constants, step: int, latents: Tensor, residuals: Residuals | None) -> Tensor:
+def velocity(
+    dit: nn.Module, constants: Constants, step: int, latents: Tensor, residuals: Residuals | None
+) -> Tensor:
     """latents (1, L, 64) in the network's dtype -> velocity (1, L, 64)."""
     img, txt = dit.x_embedder(latents), constants.text
     for i, block in enumerate(dit.transformer_blocks):
@@ -117,14 +124,20 @@ def sample_for(samples: Sequence[Tensor], block: int, num_blocks: int) -> Tensor
     return samples[block // -(-num_blocks // len(samples))]
 
 
-def double_block(block: nn.Module, img: Tensor, txt: Tensor, modulations, step: int, rope) -> tuple[Tensor, Tensor]:
+def double_block(
+    block: nn.Module, img: Tensor, txt: Tensor, modulations, step: int, rope
+) -> tuple[Tensor, Tensor]:
     """img (1, L, D), txt (1, T, D) -> both again."""
     (img_attn, img_mlp), (txt_attn, txt_mlp) = modulations
     attn, T = block.attn, txt.shape[1]
     x, c = norm(img, img_attn, step), norm(txt, txt_attn, step)
 
-    q = torch.cat([attn.norm_added_q(heads(attn, attn.add_q_proj(c))), attn.norm_q(heads(attn, attn.to_q(x)))], 1)
-    k = torch.cat([attn.norm_added_k(heads(attn, attn.add_k_proj(c))), attn.norm_k(heads(attn, attn.to_k(x)))], 1)
+    q = torch.cat(
+        [attn.norm_added_q(heads(attn, attn.add_q_proj(c))), attn.norm_q(heads(attn, attn.to_q(x)))], 1
+    )
+    k = torch.cat(
+        [attn.norm_added_k(heads(attn, attn.add_k_proj(c))), attn.norm_k(heads(attn, attn.to_k(x)))], 1
+    )
     v = torch.cat([heads(attn, attn.add_v_proj(c)), heads(attn, attn.to_v(x))], dim=1)  # (1, T + L, H, D / H)
     y = attention(q, k, v, rope)  # (1, T + L, D)
 

@@ -4,7 +4,6 @@ Module attributes are the names in `image_proj_model.bin`; every size but the he
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD = 64  # the one size no tensor tells
@@ -26,7 +25,9 @@ class Attention(nn.Module):
         """x (B, 1, D), latents (B, Q, D) -> (B, Q, D)."""
         x, latents = self.norm1(x), self.norm2(latents)
         k, v = self.to_kv(torch.cat([x, latents], dim=1)).chunk(2, dim=-1)
-        q, k, v = (y.unflatten(-1, (-1, HEAD)).transpose(1, 2) for y in (self.to_q(latents), k, v))  # (B, H, ., 64)
+        q, k, v = (
+            y.unflatten(-1, (-1, HEAD)).transpose(1, 2) for y in (self.to_q(latents), k, v)
+        )  # (B, H, ., 64)
         scale = HEAD**-0.25  # on both sides, so that neither factor grows too large for 16 bits
         weights = torch.softmax((q * scale) @ (k * scale).transpose(-1, -2), dim=-1, dtype=torch.float32)
         return self.to_out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))

@@ -88,7 +88,9 @@ def open_weights(path: Path) -> WeightFiles:
     if path.is_file():
         return open_shards([path])
     if not path.is_dir():
-        raise MissingFile(f"The model has no {path.name!r}. Run `python -m infu download`, or give its folder.")
+        raise MissingFile(
+            f"The model has no {path.name!r}. Run `python -m infu download`, or give its folder."
+        )
     indices = sorted(path.glob("*.safetensors.index.json"))
     if indices:
         return open_shards(read_index(indices[0]))
@@ -112,7 +114,9 @@ def read_index(index: Path) -> list[Path]:
         if Path(name).name != name:
             raise BrokenFile(f"{index.name} names a shard outside its own folder. Download it again.")
         if not (index.parent / name).is_file():
-            raise MissingFile(f"The shard {name} is missing. Run `python -m infu download`, which goes on where it stopped.")
+            raise MissingFile(
+                f"The shard {name} is missing. Run `python -m infu download`, which goes on where it stopped."
+            )
     return [index.parent / name for name in names]
 
 
@@ -155,14 +159,18 @@ def read_header(file: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
 
 def read_entry(file: Path, data_start: int, size: int, entry: dict) -> TensorHeader:
     if entry["dtype"] not in DTYPES:
-        raise BrokenFile(f"{file.name} holds numbers of the kind {entry['dtype']!r}, which this version cannot read.")
+        raise BrokenFile(
+            f"{file.name} holds numbers of the kind {entry['dtype']!r}, which this version cannot read."
+        )
     begin, end = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(length) for length in entry["shape"])
     header = TensorHeader(file, data_start + begin, shape, DTYPES[entry["dtype"]])
     if min(shape, default=0) < 0 or begin < 0 or end - begin != header.nbytes:
         raise ValueError("sizes that contradict one another")
     if data_start + end > size:
-        raise BrokenFile(f"{file.name} is truncated ({size} bytes; its header promises more). Download it again.")
+        raise BrokenFile(
+            f"{file.name} is truncated ({size} bytes; its header promises more). Download it again."
+        )
     return header
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infu.errors import BrokenFile
+from infu.errors import BrokenFile, MissingFile
 from infu.weights.files import fold, open_weights
 
 DOUBLE = {  # lora_unet_double_blocks_{i}_KEY is transformer_blocks.{i}.VALUES
@@ -43,7 +43,7 @@ HALVES = {  # ending of a key -> which half of the pair it is
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """One delta: `down` (r, in), `up` (out, r), float32; `factor` = alpha / rank."""
+    """One delta: `down` (r, in), `up` (out, r), views of the file in its dtype; `factor` = alpha / rank."""
 
     down: np.ndarray
     up: np.ndarray
@@ -67,6 +67,8 @@ def read_lora(path: Path, shapes: Mapping[str, tuple[int, int]]) -> LoraFile:
 
     Raises `BrokenFile` when nothing in the file fits, a pair is not whole, or a shape contradicts.
     """
+    if not path.is_file():
+        raise MissingFile(f"There is no LoRA file {path.name!r}. Give the path of a safetensors file.")
     weights = open_weights(path)
     parts: dict[str, dict[str, np.ndarray]] = {}
     unused = []
@@ -75,7 +77,7 @@ def read_lora(path: Path, shapes: Mapping[str, tuple[int, int]]) -> LoraFile:
         if half is None or not targets_of(module, shapes):
             unused.append(key)
         else:
-            parts.setdefault(module, {})[half] = weights.read(key).astype(np.float32)
+            parts.setdefault(module, {})[half] = weights.read(key)
     deltas: dict[str, LowRank] = {}
     for module, halves in parts.items():
         deltas.update(cut(module, halves, {name: shapes[name] for name in targets_of(module, shapes)}))
@@ -105,7 +107,9 @@ def targets_of(module: str, shapes: Mapping[str, tuple[int, int]]) -> tuple[str,
     return ()
 
 
-def cut(module: str, halves: dict[str, np.ndarray], targets: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
+def cut(
+    module: str, halves: dict[str, np.ndarray], targets: dict[str, tuple[int, int]]
+) -> dict[str, LowRank]:
     """One pair of a file -> a delta for each of its targets."""
     if "down" not in halves or "up" not in halves:
         raise BrokenFile(f"The LoRA has half a pair for {module}: its file is damaged. Download it again.")

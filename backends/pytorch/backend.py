@@ -1,0 +1,226 @@
+"""PytorchBackend: diffusers' FLUX networks and InfuseNet behind `backends.base.Backend`, on CUDA or a CPU."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.base import Backend, Text, digest
+from backends.pytorch import dit, infusenet, load
+from backends.pytorch.load import load_network
+from backends.pytorch.lora import Branches, linear_shapes
+from backends.pytorch.resident import Resident
+from infu.errors import InvalidRequest
+from infu.face import FaceStack
+from infu.flow import read_scheduler
+from infu.models import ModelFiles, versioned
+from infu.noise import pack_latents, unpack_latents
+from infu.preview import read_latent_colours
+from infu.prompt import Tokenizers
+from infu.request import Lora
+from infu.weights.lora import LoraFile, read_lora
+
+
+@dataclass(frozen=True, eq=False)
+class InfuseConstants:
+    """InfuseNet's constants of a picture, and its control latents in the network's dtype (1, L, 64)."""
+
+    constants: dit.Constants
+    control: Tensor
+
+
+class PytorchBackend(Backend):
+    name = "pytorch"
+
+    def __init__(self, files: ModelFiles, dtype: str | None, quantize: int | None, offload: str | None):
+        """Load every network of `files`. Raises `InfuError` for what is missing, broken or does not fit."""
+        super().__init__()
+        self.files, self.bits, self.offload = files, quantize, offload
+        self._branches = Branches(())
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = dtype or fastest_dtype(self.device)
+        if offload == "sequential" and quantize and self.device == "cpu":
+            raise InvalidRequest(
+                'On a CPU offload="sequential" reads layers from their files as they are, so it cannot be '
+                'combined with quantize. Choose one of them; offload="model" goes with both.'
+            )
+        self._dtype = getattr(torch, self.dtype)
+        vae_dtype = torch.float32 if self._dtype == torch.float16 else self._dtype  # float16 decodes to black
+        config = load.read_config(files.base / "transformer")
+        self.model_name = files.name
+        self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
+        t5_length = 512 if config["guidance_embeds"] else 256  # dev and schnell
+        self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
+        self.latent_colours = read_latent_colours(files.vae)
+        self._clip = self._resident(load.build_clip, "text_encoder")
+        self._t5 = self._resident(load.build_t5, "text_encoder_2")
+        self._vae = self._resident(load.build_vae, "vae", vae_dtype)
+        self._dit = self._resident(load.build_transformer, "transformer")
+        self._infusenet = self._projection = None
+        self.faces = FaceStack(None, None, 0)
+        self.model_version, self.model_versions, self.optional_loras = None, (), {}
+        if files.infusenet is not None:
+            self._load_identity(files)
+        for resident in (self._clip, self._t5, self._vae, self._dit):
+            with resident.use():  # now, so that a broken file is reported here and not by the first request
+                pass
+
+    def _resident(self, build, part: str, dtype: torch.dtype | None = None) -> Resident:
+        """One network of the base, or of InfiniteYou. The large ones are quantised and offloaded by layer."""
+        large = part in ("transformer", "text_encoder_2", "infusenet")
+        path = getattr(self.files, part)
+        config = self.files.base / ("transformer" if part == "infusenet" else part)
+        options = dict(bits=self.bits, sequential=self.offload == "sequential") if large else {}
+        read = functools.partial(load_network, build, path, config, dtype or self._dtype, **options)
+        return Resident(lambda device: read(device=device), self.device, self.offload)
+
+    def _load_identity(self, files: ModelFiles) -> None:
+        """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
+        before, self.files = self.files, files
+        try:
+            network = self._resident(load.build_infusenet, "infusenet")
+            projection = load.load_projection(files.projection, self._dtype, self.device)
+            network.arrive()
+        except BaseException:
+            self.files = before
+            raise
+        network.leave()
+        self._infusenet, self._projection = network, projection
+        self.faces = FaceStack(files.detector, files.recogniser, projection.proj_in.in_features)
+        self.model_version, self.model_versions = files.model_version, files.model_versions
+        self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
+        self.cache.clear("identity")
+
+    def use_version(self, model_version: str) -> None:
+        if model_version != self.model_version:
+            with self.lock:
+                self._load_identity(versioned(self.files, model_version))
+
+    @torch.inference_mode()
+    def encode_prompt(self, prompt: str, max_length: int | None = None) -> Text:
+        length = max_length or self.tokenizers.t5_length
+
+        def encode() -> Text:
+            clip_ids = torch.from_numpy(self.tokenizers.clip(prompt)).to(self.device)
+            t5_ids = torch.from_numpy(self.tokenizers.t5(prompt, length)).to(self.device)
+            with self._clip.use() as clip:
+                pooled = clip(clip_ids).pooler_output  # (1, P)
+            with self._t5.use() as t5:
+                states = t5(t5_ids).last_hidden_state  # (1, T, joint width); no mask, as FLUX was trained
+            return Text(states.to(self._dtype), pooled.to(self._dtype))
+
+        return self.cache("text", (prompt, length), encode)
+
+    @torch.inference_mode()
+    def encode_image(self, picture: np.ndarray) -> Tensor:
+        def encode() -> Tensor:
+            pixels = torch.from_numpy(picture).to(self.device).permute(2, 0, 1)[None]  # (1, 3, H, W)
+            with self._vae.use() as vae:
+                latents = vae.encode(
+                    (pixels.float() / 127.5 - 1).to(vae.dtype)
+                ).latent_dist.mean  # not a sample
+                latents = (latents.float() - vae.config.shift_factor) * vae.config.scaling_factor
+            return self.array(pack_latents(latents.cpu().numpy()))
+
+        return self.cache("control", digest(picture), encode)
+
+    @torch.inference_mode()
+    def project_identity(self, embedding: np.ndarray) -> Tensor:
+        width = self._projection.proj_in.in_features
+        if embedding.shape != (width,):
+            raise InvalidRequest(
+                f"id_embedding has {embedding.size} numbers; this model's projection reads {width}."
+            )
+
+        def project() -> Tensor:
+            return self._projection(self.array(embedding)[None].to(self._dtype))  # (1, 8, joint width)
+
+        return self.cache("identity", digest(embedding), project)
+
+    @torch.inference_mode()
+    def make_base_constants(
+        self, sigmas: Sequence[float], width: int, height: int, text: Text, guidance_scale: float
+    ) -> dit.Constants:
+        network = self._branches.attach(self._dit.arrive())
+        return dit.make_constants(network, sigmas, width, height, text.states, text.pooled, guidance_scale)
+
+    @torch.inference_mode()
+    def make_infuse_constants(
+        self, sigmas: Sequence[float], width: int, height: int, identity: Tensor, text: Text, control: Tensor
+    ) -> InfuseConstants:
+        network = self._infusenet.arrive()
+        constants = dit.make_constants(network, sigmas, width, height, identity, text.pooled, 1.0)
+        return InfuseConstants(constants, control.to(self._dtype))
+
+    @torch.inference_mode()
+    def infuse(self, side: InfuseConstants, step: int, latents: Tensor, scale: float) -> dit.Residuals:
+        network = self._infusenet.arrive()
+        return infusenet.infuse(network, side.constants, step, latents.to(self._dtype), side.control, scale)
+
+    @torch.inference_mode()
+    def velocity(
+        self, base: dit.Constants, step: int, latents: Tensor, residuals: dit.Residuals | None = None
+    ) -> Tensor:
+        network = self._branches.attach(self._dit.arrive())
+        return dit.velocity(network, base, step, latents.to(self._dtype), residuals).float()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, width: int, height: int) -> np.ndarray:
+        if self.device != "cpu":  # a CPU would read both again for the next picture of the request
+            self._rest_denoiser()
+        unpacked = torch.from_numpy(unpack_latents(self.numpy(latents), width, height)).to(self.device)
+        with self._vae.use() as vae:
+            scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
+            pixels = vae.decode(scaled.to(vae.dtype)).sample[0].float()  # (3, H, W)
+        return (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+    def array(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(values, np.float32)).to(self.device)
+
+    def numpy(self, array: Tensor) -> np.ndarray:
+        return array.float().cpu().numpy()
+
+    def evaluate(self, latents: Tensor) -> None:
+        """Nothing to do: torch computes at once."""
+
+    @contextmanager
+    def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[str]]:
+        files = [(self._read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
+        self._branches = Branches((file.deltas, scale) for file, scale in files)
+        try:
+            yield [note for file, _ in files for note in file.notes]
+        finally:
+            self._branches.detach()
+            self._branches = Branches(())
+            self._rest_denoiser()
+
+    def _read_lora(self, path: str | Path) -> LoraFile:
+        """A LoRA by its path, size and time: known ones are not read again."""
+        path = Path(path)
+        known = path.stat() if path.is_file() else None
+        key = known and (str(path), known.st_size, known.st_mtime_ns)
+        return self.cache("lora", key, lambda: read_lora(path, self._linear_shapes))
+
+    @functools.cached_property
+    def _linear_shapes(self) -> dict[str, tuple[int, int]]:
+        path = self.files.transformer if self.files.transformer.is_dir() else self.files.base / "transformer"
+        return linear_shapes(load.build_empty(load.build_transformer, load.read_config(path)))
+
+    def _rest_denoiser(self) -> None:
+        for resident in (self._dit, self._infusenet):
+            if resident is not None:
+                resident.leave()
+
+
+def fastest_dtype(device: str) -> str:
+    """bfloat16 where the device has it; on a CPU without AVX-512 BF16 or AMX it is 10 to 100 times slower
+    than float32, and on an old GPU float16 is the only fast one."""
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"

@@ -1,0 +1,223 @@
+"""Model files -> diffusers' and transformers' networks, tensor by tensor, strictly.
+
+A network is built without memory (meta device), then every tensor of the files is put where its name says,
+cast and, where asked, quantised on the way: the whole model never stands in memory twice.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from accelerate import cpu_offload, init_empty_weights
+from infu.weights.torchfile import read_torch_file
+from torch import Tensor, nn
+
+from backends.pytorch.projection import Projection
+from backends.pytorch.quantise import quantizable, quantize_linear
+from infu.errors import BrokenFile, MissingFile
+from infu.weights.files import WeightFiles, fold, open_weights
+
+Shapes = Mapping[str, Any]  # name -> anything with `.shape`
+
+
+def build_transformer(config: dict) -> nn.Module:
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel.from_config(config)
+
+
+def build_infusenet(config: dict) -> nn.Module:
+    from diffusers import FluxControlNetModel
+
+    with warnings.catch_warnings():  # diffusers 0.42 warns about an import of its own
+        warnings.simplefilter("ignore", FutureWarning)
+        return FluxControlNetModel.from_config({k: v for k, v in config.items() if k != "_infu_flux_version"})
+
+
+def build_vae(config: dict) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_config(config)
+
+
+def build_clip(config: dict) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(CLIPTextConfig(**config))
+
+
+def build_t5(config: dict) -> nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(**config))
+
+
+def load_network(
+    build: Callable[[dict], nn.Module],
+    path: Path,
+    config: Path,
+    dtype: torch.dtype,
+    device: str,
+    bits: int | None = None,
+    sequential: bool = False,
+) -> nn.Module:
+    """A folder with `config.json` and weights -> the network on `device`, in `dtype`, not trainable.
+
+    `path` may be a single file: its config is then the folder `config`'s. `bits` quantises the blocks.
+    `sequential`: the weights stay in main memory, or in their files where `device` is the CPU.
+    """
+    weights = open_weights(path)
+    values = read_config(path if path.is_dir() else config)
+    if build is build_infusenet and not path.is_dir():
+        values = infusenet_config(values, weights)
+    network = build_empty(build, values)
+    if not sequential:
+        return load_weights(network, weights, dtype, device, bits)
+    if device == "cpu":
+        places = match(network, weights)
+        cpu_offload(network, "cpu", state_dict=FileTensors(places, weights, dtype))
+        return network.eval().requires_grad_(False)
+    network = load_weights(network, weights, dtype, "cpu", bits)
+    cpu_offload(network, device, offload_buffers=bits is not None)
+    return network
+
+
+class FileTensors(Mapping[str, Tensor]):
+    """Parameter name -> its tensor, read from its file and cast each time it is asked for."""
+
+    def __init__(self, places: dict[str, str], weights: WeightFiles, dtype: torch.dtype):
+        self._places, self._weights, self._dtype = places, weights, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return to_tensor(self._weights.read(self._places[name])).to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def infusenet_config(base: dict, weights: WeightFiles) -> dict:
+    """The config of an InfuseNet given as one file (ComfyUI's builds): the base's, with its own depth."""
+
+    def depth(blocks: str) -> int:
+        return len({name.split(".")[1] for name in weights if name.startswith(f"{blocks}.")})
+
+    return base | {
+        "num_layers": depth("controlnet_blocks"),
+        "num_single_layers": depth("controlnet_single_blocks"),
+        "guidance_embeds": any("guidance_embedder" in name for name in weights),
+    }
+
+
+def load_projection(path: Path, dtype: torch.dtype, device: str) -> nn.Module:
+    """`image_proj_model.bin` -> the projection."""
+    weights = read_projection(path)
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    try:
+        empty = build_empty(Projection, shapes)
+    except (KeyError, ValueError, IndexError):
+        raise BrokenFile(f"{path.name} holds another network's tensors: {fold(weights)}.") from None
+    return load_weights(empty, weights, dtype, device)
+
+
+def read_projection(path: Path) -> dict[str, np.ndarray]:
+    weights = read_torch_file(path)
+    if not isinstance(weights.get("image_proj"), dict):
+        raise BrokenFile(
+            f'{path.name} has no "image_proj": it is not InfiniteYou\'s projection. Download it again.'
+        )
+    return weights["image_proj"]
+
+
+def read_config(folder: Path) -> dict:
+    """The `config.json` of a network's folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingFile(
+            f"{folder.name}/config.json is missing. Run `python -m infu download`, or copy it again."
+        )
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise BrokenFile(f"{folder.name}/config.json is damaged. Run `python -m infu download`.") from None
+
+
+def build_empty(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
+    """The network on the meta device; buffers that are computed, not loaded, are real."""
+    with init_empty_weights(include_buffers=False):
+        return build(config)
+
+
+def load_weights(
+    network: nn.Module,
+    weights: Shapes,
+    dtype: torch.dtype,
+    device: str,
+    bits: int | None = None,
+) -> nn.Module:
+    """Put every tensor in its place. Raises `BrokenFile` naming what is missing, left over or misshapen."""
+    places = match(network, weights)
+    quantized = {name for name, module in network.named_modules() if bits and quantizable(name, module)}
+    keep_float32 = getattr(network, "_keep_in_fp32_modules", None) or () if dtype == torch.float16 else ()
+    for name, source in places.items():
+        parent_name, _, leaf = name.rpartition(".")
+        kept = torch.float32 if any(part in keep_float32 for part in name.split(".")) else dtype
+        tensor = read_tensor(weights, source).to(device, kept)
+        module = network.get_submodule(parent_name)
+        if parent_name in quantized and leaf == "weight":
+            bias = f"{parent_name}.bias"
+            bias = read_tensor(weights, places[bias]).to(device, dtype) if bias in places else None
+            network.set_submodule(parent_name, quantize_linear(tensor, bias, bits))
+        elif parent_name not in quantized:
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+    if hasattr(network, "tie_weights"):
+        network.tie_weights()  # T5: `shared` and `encoder.embed_tokens` are one
+    return network.to(device).eval().requires_grad_(False)
+
+
+def match(network: nn.Module, weights: Shapes) -> dict[str, str]:
+    """Parameter name -> its tensor's name in the files, one to one, shapes equal."""
+    sources = {name.removeprefix(CLIP_PREFIX): name for name in weights}
+    embedding = sources.pop(T5_EMBEDDING, None)  # a T5 file has one or the other name, or both
+    if embedding is not None:
+        sources.setdefault("shared.weight", embedding)
+    parameters = {n: p for n, p in network.named_parameters(remove_duplicate=False) if n != T5_EMBEDDING}
+    missing = [name for name in parameters if name not in sources]
+    extra = [name for name in sources if name not in parameters]
+    wrong = [n for n, p in parameters.items() if n in sources and tuple(weights[sources[n]].shape) != p.shape]
+    kinds = (("missing", missing), ("not known", extra), ("of another shape", wrong))
+    faults = [f"{what} {fold(names)}" for what, names in kinds if names]
+    if faults:
+        raise BrokenFile(f"These are not the weights of this {type(network).__name__}: {'; '.join(faults)}.")
+    return {name: sources[name] for name in parameters}
+
+
+CLIP_PREFIX = "text_model."  # in the files, but since transformers 5 no longer in the module
+T5_EMBEDDING = "encoder.embed_tokens.weight"
+
+
+def read_tensor(weights: Any, name: str) -> Tensor:
+    """A tensor of `WeightFiles`, or of a dict of arrays."""
+    return to_tensor(weights.read(name) if isinstance(weights, WeightFiles) else weights[name])
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """A copy of `array` in its own dtype, bfloat16 and fp8 included."""
+    if array.dtype in BITS:
+        stored, dtype = BITS[array.dtype]
+        return torch.from_numpy(array.view(stored).copy()).view(dtype)
+    return torch.from_numpy(np.array(array))
+
+
+BITS = {  # numpy has no such numbers of its own: same bits, through an integer
+    np.dtype(ml_dtypes.bfloat16): (np.int16, torch.bfloat16),
+    np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, torch.float8_e4m3fn),
+    np.dtype(ml_dtypes.float8_e5m2): (np.uint8, torch.float8_e5m2),
+}

@@ -1,0 +1,8 @@
+"""Shared by all tests: where the repository's root is, and quiet threads."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).parent))
