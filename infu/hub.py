@@ -8,8 +8,9 @@ import errno
 import shutil
 from pathlib import Path
 
-from huggingface_hub import constants, get_token, snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, get_token, snapshot_download
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     DisabledRepoError,
     DryRunError,
     GatedRepoError,
@@ -34,11 +35,12 @@ TOKEN = "make one at huggingface.co/settings/tokens and give it with `hf auth lo
 def find_repo(repo_id: str, patterns: list[str]) -> Path | None:
     """The folder of a repository's snapshot where the cache holds all that `patterns` name, else None."""
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
+        folder = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError:
         raise DownloadError(f"{repo_id!r} is not a hub id. A hub id is owner/name.") from None
+    return None if list_damaged(repo_id, folder) else folder
 
 
 def fetch_repo(repo_id: str, patterns: list[str]) -> Path:
@@ -50,9 +52,24 @@ def fetch_repo(repo_id: str, patterns: list[str]) -> Path:
             raise MissingFile(f"The hub's {repo_id} holds no model of this kind. Check the hub id.")
         check_space(sum(file.file_size or 0 for file in plan if file.will_download), repo_id)
         begun = True
-        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+        folder = Path(snapshot_download(repo_id, allow_patterns=patterns))
+        damaged = list_damaged(repo_id, folder)
+        for path in damaged:
+            path.resolve().unlink()  # the cache's blob, then the name that leads to it
+            path.unlink(missing_ok=True)
+        return Path(snapshot_download(repo_id, allow_patterns=patterns)) if damaged else folder
     except FAILURES as error:
         raise explain(error, repo_id, begun) from None
+
+
+def list_damaged(repo_id: str, folder: Path) -> list[Path]:
+    """Files in a snapshot's folder whose size is not the one the hub told: pointers, cut or emptied files."""
+    try:
+        files = get_cached_repo_tree(repo_id)
+    except CachedRepoTreeNotFoundError:
+        return []
+    there = [(folder / file.path, file.size) for file in files]
+    return [path for path, size in there if path.is_file() and path.stat().st_size != size]
 
 
 def fetch_file(url: str, path: Path, name: str) -> Path:

@@ -96,9 +96,11 @@ def locate(
         name=name_model(base_model_path, model_dir),
         model_dir=local_path(model_dir, "model_dir") or str(model_dir) if model_dir is not None else None,
     )
+    check_base(files)
     if files.model_dir is not None:
         files = versioned(files, model_version, infusenet_path, fetch)
-    check_base(files)
+    if isinstance(files.model_dir, str) and fetch:
+        fetch_recogniser(files)
     return files
 
 
@@ -242,6 +244,13 @@ def find_recogniser(model_dir: Path) -> Path:
     if facexlib is not None and facexlib.origin:
         places.append(Path(facexlib.origin).parent / "weights" / ARCFACE)
     return next((place for place in places if place.is_file()), infu_cache() / ARCFACE)
+
+
+def fetch_recogniser(files: ModelFiles) -> None:
+    """Fetch the face encoder where it is not here. INFU_ARCFACE_URL names a mirror."""
+    if files.recogniser is not None and not files.recogniser.is_file():
+        url = os.environ.get("INFU_ARCFACE_URL") or ARCFACE_URL
+        hub.fetch_file(url, files.recogniser, "the face encoder (ArcFace)")
 
 
 def infu_cache() -> Path:

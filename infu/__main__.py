@@ -1,0 +1,5 @@
+"""`python -m infu`: the command line."""
+
+from infu.cli import main
+
+main()

@@ -1,0 +1,76 @@
+"""A file of requests, one JSON object a line -> requests; what is wrong with a line is said of that line.
+
+Keys are `GenerationRequest`'s fields; files are named relative to the folder of the file they stand in.
+`"plugins": [{"lora": "style.safetensors", "scale": 0.8}]`. A missing seed, or null, is a random one.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from infu.errors import InfuError, InvalidRequest, MissingFile, UnknownName
+from infu.options import check_lora, check_photos
+from infu.request import GenerationRequest, Lora, shown
+
+KEYS = {f.name for f in fields(GenerationRequest)}
+ONE_FILE = ("id_image", "control_image")
+
+
+def read_batch(path: Path) -> Iterator[tuple[int, GenerationRequest | InfuError]]:
+    """Line number (from 1) and the request on it, or what is wrong with it; empty lines are passed over.
+
+    Raises `MissingFile` where there is no such file.
+    """
+    if not path.is_file():
+        raise MissingFile(f"There is no file {path.name!r}. Check its name and folder.")
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, read_line(line, path.parent)
+            except InfuError as error:
+                yield number, error
+
+
+def read_line(line: bytes, folder: Path) -> GenerationRequest:
+    """One line -> its request, checked, its files looked at. Raises `InfuError`."""
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise InvalidRequest("The line is not UTF-8 text. Save the file as UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise InvalidRequest(
+            'The line is not JSON. Write one object a line, as {"prompt": "A man"}.'
+        ) from None
+    if not isinstance(values, dict) or "prompt" not in values:
+        raise InvalidRequest('The line is not an object with a prompt. Write it as {"prompt": "A man"}.')
+    for key in values.keys() - KEYS:
+        raise UnknownName("setting", key, KEYS)
+    for key in ONE_FILE:
+        if values.get(key) is not None:
+            values[key] = find(key, values[key], folder)
+    values["id_images"] = [find("id_images", name, folder) for name in read_list(values, "id_images")]
+    values["plugins"] = [read_plugin(plugin, folder) for plugin in read_list(values, "plugins")]
+    return check_photos(GenerationRequest(**values))
+
+
+def read_list(values: dict[str, Any], key: str) -> list[Any]:
+    found = values.get(key) or []
+    if not isinstance(found, list):
+        raise InvalidRequest(f"{key} must be a list, not {shown(found)}.")
+    return found
+
+
+def find(key: str, name: Any, folder: Path) -> Path:
+    if not isinstance(name, str):
+        raise InvalidRequest(f"{key} must name a file, not {shown(name)}.")
+    return folder / Path(name).expanduser()
+
+
+def read_plugin(plugin: Any, folder: Path) -> Lora:
+    if not isinstance(plugin, dict) or "lora" not in plugin or plugin.keys() - {"lora", "scale"}:
+        raise InvalidRequest(
+            f'A plugin is written as {{"lora": "FILE", "scale": 1.0}}, not as {shown(plugin)}.'
+        )
+    return check_lora(Lora(find("lora", plugin["lora"], folder), plugin.get("scale", 1.0)))

@@ -1,0 +1,289 @@
+"""The command line: `python -m infu generate | batch | download | info`.
+
+Exit codes: 0; 1 for an error its reader can put right; 2 for wrong usage; 70 for a fault of InfU's own; 130
+for Ctrl-C. Standard output holds results only; progress, notes and errors go to standard error.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infu.batch import read_batch
+from infu.errors import InfuError, MissingFile
+from infu.metadata import save_picture
+from infu.options import PATHS, ModelOptions, OutputOptions, PictureOptions, spread
+from infu.pipeline import Result
+from infu.pipeline import generate as make_picture
+from infu.request import GenerationRequest, Lora
+
+if TYPE_CHECKING:
+    from backends.base import Backend
+
+PROMPT_SHOWN = 150  # characters of the prompt in a picture's file name, as released
+NAME_BYTES = 255  # what file systems allow
+
+app = typer.Typer(
+    name="infu",
+    help="InfiniteYou: one photograph of a face and one sentence in, a new picture of that person out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Folder = Annotated[Path, typer.Option("--out_results_dir", help="Folder for the pictures; made if absent.")]
+
+
+@app.command()
+@spread
+def generate(
+    picture: PictureOptions,
+    model: ModelOptions,
+    output: OutputOptions,
+    out_results_dir: Folder = Path("results"),
+) -> None:
+    """Make pictures of the person in a photograph.
+
+    Without --base_model_path and --model_dir the mini model that ships with InfU makes them.
+    """
+    with reported(output):
+        request = picture.request()
+        loading = model.loading()
+        make_folder(out_results_dir)
+        backend = load(loading, output)
+        wanted = {"realism": picture.enable_realism_lora, "anti_blur": picture.enable_anti_blur_lora}
+        loras = [find_lora(backend, name) for name, on in wanted.items() if on]
+        make_pictures(request.replace(plugins=(*loras, *request.plugins)), backend, out_results_dir, output)
+
+
+@app.command()
+@spread
+def batch(
+    file: Annotated[Path, typer.Argument(help="One JSON object a line: GenerationRequest's fields.")],
+    model: ModelOptions,
+    output: OutputOptions,
+    out_results_dir: Folder = Path("results"),
+) -> None:
+    """Make the pictures that a file asks for, with one model.
+
+    A line that cannot be done is named and skipped; the exit code is then 1.
+    """
+    with reported(output):
+        loading = model.loading()
+        make_folder(out_results_dir)
+        jobs = list(read_batch(file))
+        backend, failed = None, 0
+        for line, request in jobs:
+            if isinstance(request, GenerationRequest):
+                backend = backend or load(loading, output)
+            try:
+                if isinstance(request, InfuError):
+                    raise request
+                make_pictures(request, backend, out_results_dir, output, line)
+            except InfuError as error:
+                failed += 1
+                complain(error, output, line)
+        if failed:
+            say(f"{failed} of {len(jobs)} lines were skipped.", output)
+            raise typer.Exit(1)
+
+
+@app.command()
+@spread
+def download(model: ModelOptions, output: OutputOptions) -> None:
+    """Fetch FLUX.1-dev and InfiniteYou, or those named.
+
+    Into the hub's cache (HF_HOME moves it); what is there already is kept, and needs no request.
+    """
+    from infu.models import BASE, INFINITE_YOU, fetch_recogniser, locate
+
+    with reported(output):
+        paths = {name: getattr(model, name) for name in PATHS}
+        if not any(paths.values()):
+            paths |= {"base_model_path": BASE, "model_dir": INFINITE_YOU}
+        if output.json:
+            silence_downloads()
+        files = locate(model_version=model.model_version, **paths)
+        fetch_recogniser(files)
+        values = {"name": files.name, "model_version": files.model_version}
+        typer.echo(json.dumps(values) if output.json else f"{files.name} is here, whole.")
+
+
+@app.command()
+@spread
+def info(model: ModelOptions, output: OutputOptions) -> None:
+    """What is here, and what it needs.
+
+    Models, backends, this machine's memory, and whether each way of loading the model fits into it.
+    """
+    from infu.info import describe_installation, draw_report
+
+    with reported(output):
+        values = describe_installation(model.model_version, **{name: getattr(model, name) for name in PATHS})
+        typer.echo(json.dumps(values) if output.json else draw_report(values))
+
+
+def main() -> None:
+    app()
+
+
+# One request.
+
+
+def load(loading: dict[str, Any], output: OutputOptions) -> "Backend":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost 5 times on a busy machine
+    say("Loading the model ...", output)
+    if output.json:
+        silence_downloads()
+    from backends import load_backend
+
+    return load_backend(**loading)
+
+
+def silence_downloads() -> None:
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+
+
+def make_pictures(
+    request: GenerationRequest,
+    backend: "Backend",
+    folder: Path,
+    output: OutputOptions,
+    line: int | None = None,
+) -> None:
+    """The request's pictures one by one, each written as soon as it is there."""
+    for seed in request.seeds:
+        started = time.perf_counter()
+        result = make_one(request.replace(seed=seed, num_images=1), backend, output)
+        path = write_picture(result, request, folder)
+        seconds = round(time.perf_counter() - started, 3)
+        for note in result.notes:
+            say(note, output)
+        values = {
+            "file": str(path),
+            "seed": seed,
+            "seconds": seconds,
+            "notes": result.notes,
+            "settings": result.metadata,
+        }
+        if line is not None:
+            values = {"line": line} | values
+        typer.echo(json.dumps(values) if output.json else path)
+
+
+def make_one(request: GenerationRequest, backend: "Backend", output: OutputOptions) -> Result:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("seed {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=output.json) as bar:
+        task = bar.add_task(str(request.seed), total=request.num_steps)
+        return make_picture(request, backend, on_step=lambda step, *_: bar.update(task, completed=step))
+
+
+def find_lora(backend: "Backend", name: str) -> Lora:
+    """One of the released optional LoRAs, at the released scale."""
+    if name not in backend.optional_loras:
+        raise MissingFile(
+            f"This model has no {name} LoRA. "
+            f"Run `python -m infu download`, or leave out --enable_{name}_lora."
+        )
+    return Lora(backend.optional_loras[name], 1.0)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfuError(
+            f"The folder for the pictures cannot be made: {error.strerror}. Choose another --out_results_dir."
+        ) from None
+
+
+def write_picture(result: Result, request: GenerationRequest, folder: Path) -> Path:
+    """Write a picture whole or not at all, under the released program's name for it."""
+    path = name_picture(request, result.seed, folder)
+    part = folder / f".{os.getpid()}.part"
+    try:
+        save_picture(result.image, part, result.metadata)
+        return part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InfuError(
+            f"The picture cannot be written: {error.strerror}. "
+            "Make room, or choose another --out_results_dir."
+        ) from None
+
+
+def name_picture(request: GenerationRequest, seed: int, folder: Path) -> Path:
+    """`{index:05d}_{id stem}_{prompt}_seed{seed}.png`, as released; never a name that is taken."""
+    prompt = request.prompt
+    if len(prompt) > PROMPT_SHOWN:
+        prompt = prompt[:PROMPT_SHOWN] + "*"
+    prompt = "".join("|" if c == "/" else c if c.isprintable() else " " for c in prompt)
+    index = len(os.listdir(folder))
+    while True:
+        start = f"{index:05d}_" + "".join(f"{Path(photo).stem}_" for photo in request.photos[:1])
+        end = f"_seed{seed}.png"
+        shown = prompt.encode("utf-8", "replace")[
+            : NAME_BYTES - len((start + end).encode("utf-8", "replace"))
+        ]
+        path = folder / (start + shown.decode("utf-8", "ignore") + end)
+        if not path.exists():
+            return path
+        index += 1
+
+
+# What is said, and the exit code.
+
+
+def say(text: str, output: OutputOptions) -> None:
+    """A line for a person; a machine reads the JSON alone."""
+    if not output.json:
+        typer.echo(text, err=True)
+
+
+def complain(error: Exception, output: OutputOptions, line: int | None = None) -> None:
+    """An error, in one line of text or as a JSON object, on standard error."""
+    message = " ".join(str(error).split())
+    if not isinstance(error, InfuError):
+        message = f"Unexpected {type(error).__name__}: {message} (--debug shows where)"
+    if output.json:
+        values = {"error": type(error).__name__, "message": message}
+        typer.echo(json.dumps(values if line is None else {"line": line} | values), err=True)
+    else:
+        typer.echo(message if line is None else f"line {line}: {message}", err=True)
+    if output.debug:
+        traceback.print_exception(error, file=sys.stderr)
+
+
+@contextmanager
+def reported(output: OutputOptions) -> Iterator[None]:
+    """Turn what goes wrong inside into a line on standard error and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.BadParameter, BrokenPipeError):
+        raise
+    except InfuError as error:
+        complain(error, output)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        say("Stopped.", output)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        complain(error, output)
+        raise typer.Exit(70) from None

@@ -1,0 +1,102 @@
+"""What is installed, which models are here, and what each way of loading one needs on this machine."""
+
+import importlib.util
+from typing import Any
+
+from infu.errors import InfuError
+from infu.memory import fits, memory_needed, read_machine
+from infu.models import BASE, INFINITE_YOU, ModelFiles, locate, name_model
+
+BACKENDS = {"pytorch": "torch", "mlx": "mlx"}  # the package that each needs
+DTYPES, QUANTIZED, OFFLOADED = ("bfloat16", "float32"), (None, 8, 4), (None, "model", "sequential")
+RELEASED = {"base_model_path": BASE, "model_dir": INFINITE_YOU}
+
+
+def describe_installation(model_version: str, **paths: Any) -> dict[str, Any]:
+    """Plain JSON values. `paths` are `locate`'s; without any of them, the mini and the released model are
+    looked at. The memory is that of the last model; where it is not here, of FLUX.1-dev with InfiniteYou."""
+    choices = [paths] if any(paths.values()) else [{}, RELEASED]
+    found = [find_model(model_version=model_version, **choice) for choice in choices]
+    files, machine = found[-1][0], read_machine()
+    return {
+        "backends": {n: importlib.util.find_spec(package) is not None for n, package in BACKENDS.items()},
+        "machine": machine,
+        "models": [description for _, description in found],
+        "memory_of": files.name if files else name_model(*RELEASED.values()),
+        "memory": list_memory(files, machine),
+    }
+
+
+def find_model(**paths: Any) -> tuple[ModelFiles | None, dict[str, Any]]:
+    """A model's files, None where it is not here whole; and its name, versions and what is missing."""
+    try:
+        files = locate(**paths, fetch=False)
+    except InfuError as error:
+        name = (
+            name_model(paths.get("base_model_path") or BASE, paths.get("model_dir"))
+            if len(paths) > 1
+            else "mini"
+        )
+        return None, {"name": name, "here": False, "versions": [], "missing": [str(error)]}
+    faces = {"face detector": files.detector, "face encoder (ArcFace)": files.recogniser}
+    missing = [
+        f"The {what} is not here. Run `python -m infu download`."
+        for what, path in faces.items()
+        if path is not None and not path.exists()
+    ]
+    return files, {
+        "name": files.name,
+        "here": True,
+        "versions": list(files.model_versions),
+        "missing": missing,
+    }
+
+
+def list_memory(files: ModelFiles | None, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each choice needs, in bytes, and whether this machine has it."""
+    rows = []
+    for dtype in DTYPES:
+        for quantize in QUANTIZED:
+            for offload in OFFLOADED:
+                needed = memory_needed(files, dtype, quantize, offload)
+                row = {
+                    "dtype": dtype,
+                    "quantize": quantize,
+                    "offload": offload,
+                    "fits": fits(needed, machine),
+                }
+                rows.append(row | {key: needed[key] for key in ("device", "main", "shared")})
+    return rows
+
+
+# As text.
+
+
+def draw_report(values: dict[str, Any]) -> str:
+    machine = values["machine"]
+    card = machine["device"] or "no graphics card"
+    if machine["device_memory"] is not None:
+        card += f" with {gigabytes(machine['device_memory'])}"
+    backends = [f"{name} ({'' if here else 'not '}installed)" for name, here in values["backends"].items()]
+    memory = f"{gigabytes(machine['memory'])} of memory, {gigabytes(machine['available'])} free"
+    lines = [f"Machine:  {memory}; {card}", f"Backends: {', '.join(backends)}", "Models:"]
+    for model in values["models"]:
+        versions = ", ".join(model["versions"]) or "no face"
+        lines.append(f"  {model['name']}: {f'here ({versions})' if model['here'] else 'not here'}")
+        lines += [f"    {sentence}" for sentence in model["missing"]]
+    lines += [f"Memory that {values['memory_of']} needs for a picture of 864 x 1152, computed from sizes:"]
+    return "\n".join(lines + draw_table(values["memory"], machine["device_memory"] is not None))
+
+
+def draw_table(rows: list[dict[str, Any]], on_card: bool) -> list[str]:
+    head = ("dtype", "quantize", "offload", *(("card", "memory") if on_card else ("memory",)), "fits")
+    table = [head]
+    for row in rows:
+        needs = [row["device"], row["main"]] if on_card else [row["shared"]]
+        choice = [row["dtype"], str(row["quantize"] or "-"), row["offload"] or "-"]
+        table.append((*choice, *map(gigabytes, needs), "yes" if row["fits"] else "no"))
+    return ["  " + "".join(f"{cell:<12}" for cell in line).rstrip() for line in table]
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

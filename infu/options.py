@@ -1,0 +1,201 @@
+"""The command line's options, in groups: a group is a dataclass, and each of its fields a flag of that name.
+
+Names and defaults are the released `test.py`'s (github.com/bytedance/InfiniteYou), underscores included.
+"""
+
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from infu.errors import InvalidRequest, MissingFile, UnknownName
+from infu.images import read_photo
+from infu.request import GenerationRequest, Lora
+
+INFU_VERSIONS = ("v1.0",)
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of a group: its default, and what `--help` says."""
+    if isinstance(default, list):
+        return field(default_factory=list, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it is loaded."""
+
+    backend: Literal["auto", "pytorch", "mlx"] = option("auto", "auto: MLX on Apple Silicon, else PyTorch.")
+    base_model_path: str | None = option(
+        None,
+        "FLUX.1-dev: a folder or a hub id (released: black-forest-labs/FLUX.1-dev). "
+        "Without this and --model_dir: the mini model that ships with InfU.",
+    )
+    model_dir: str | None = option(
+        None,
+        "InfiniteYou: a folder or a hub id (released: ByteDance/InfiniteYou). Without it but with a base: "
+        "plain FLUX, no face.",
+    )
+    infu_flux_version: str = option("v1.0", "InfiniteYou's release.")
+    model_version: str = option("aes_stage2", "aes_stage2 (looks), or sim_stage1 (likeness).")
+    transformer_path: str | None = option(
+        None, "The base's transformer from elsewhere: folder, file or hub id."
+    )
+    vae_path: str | None = option(None, "The VAE from elsewhere.")
+    text_encoder_path: str | None = option(None, "CLIP from elsewhere.")
+    text_encoder_2_path: str | None = option(None, "T5 from elsewhere.")
+    infusenet_path: str | None = option(None, "InfuseNet from elsewhere.")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = option(
+        None, "Default: what this device does best."
+    )
+    quantize: int | None = option(None, "Keep weights in 8 or 4 bits.")
+    quantize_8bit: bool = option(False, "The same as --quantize 8.")
+    offload: Literal["model", "sequential"] | None = option(
+        None, "Keep on the device only the network (model) or layer (sequential) that works."
+    )
+    cpu_offload: bool = option(False, "The same as --offload model.")
+    cuda_device: int | None = option(None, "Which CUDA device, counted from 0.")
+
+    def loading(self) -> dict[str, Any]:
+        """The keyword arguments of `load_backend`. Chooses the CUDA device too: before torch is imported."""
+        if self.infu_flux_version not in INFU_VERSIONS:
+            raise UnknownName("release of InfiniteYou", self.infu_flux_version, INFU_VERSIONS)
+        if self.quantize_8bit and self.quantize not in (None, 8):
+            raise InvalidRequest(
+                f"--quantize_8bit and --quantize {self.quantize} contradict one another: give one."
+            )
+        if self.cpu_offload and self.offload not in (None, "model"):
+            raise InvalidRequest(
+                f"--cpu_offload and --offload {self.offload} contradict one another: give one."
+            )
+        if self.cuda_device is not None:
+            visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+            if visible and not 0 <= self.cuda_device < len(visible):
+                raise InvalidRequest(
+                    f"--cuda_device must be from 0 to {len(visible) - 1} here, not {self.cuda_device}."
+                )
+            os.environ["CUDA_VISIBLE_DEVICES"] = (
+                visible[self.cuda_device] if visible else str(self.cuda_device)
+            )
+        values = {name: getattr(self, name) for name in (*PATHS, "model_version", "dtype")}
+        return values | {
+            "name": self.backend,
+            "quantize": 8 if self.quantize_8bit else self.quantize,
+            "offload": "model" if self.cpu_offload else self.offload,
+        }
+
+
+PATHS = (
+    "base_model_path",
+    "model_dir",
+    "transformer_path",
+    "vae_path",
+    "text_encoder_path",
+    "text_encoder_2_path",
+    "infusenet_path",
+)
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """What is asked for."""
+
+    id_image: list[Path] = option([], "Photograph of the person; repeat for several of one person.")
+    control_image: Path | None = option(None, "Photograph whose head position to take.")
+    prompt: str = option("A man, portrait, cinematic", "What the picture shows.")
+    negative_prompt: str | None = option(None, "What it should not show; needs --true_cfg_scale above 1.")
+    true_cfg_scale: float = option(1.0, "Above 1: a second pass with the negative prompt.")
+    true_cfg_start_step: int = option(0, "First step of that second pass.")
+    seed: int = option(0, "0: a random one.")
+    num_images: int = option(1, "Pictures, with seeds counting up.")
+    width: int = option(864, "Pixels, 64 to 2048.")
+    height: int = option(1152, "Pixels, 64 to 2048.")
+    num_steps: int = option(30, "Denoising steps.")
+    guidance_scale: float = option(3.5, "FLUX's guidance.")
+    max_sequence_length: int | None = option(None, "T5 tokens of the prompt that are read.")
+    infusenet_conditioning_scale: float = option(1.0, "Strength of the likeness.")
+    infusenet_guidance_start: float = option(0.0, "Share of the steps before InfuseNet begins.")
+    infusenet_guidance_end: float = option(1.0, "Share of the steps after which it ends.")
+    enable_realism_lora: bool = option(False, "Add the released realism LoRA.")
+    enable_anti_blur_lora: bool = option(False, "Add the released anti-blur LoRA.")
+    lora: list[str] = option([], "FILE or FILE:SCALE; repeat for several.")
+
+    def request(self) -> GenerationRequest:
+        """The request, all files of it looked at, so that a wrong name shows before a model is loaded."""
+        names = {f.name for f in dataclasses.fields(self)} & {
+            f.name for f in dataclasses.fields(GenerationRequest)
+        }
+        values = {name: getattr(self, name) for name in names - {"id_image", "seed"}}
+        values["id_images"] = self.id_image
+        values["seed"] = self.seed or None
+        values["plugins"] = [read_lora(text) for text in self.lora]
+        return check_photos(GenerationRequest(**values))
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is printed."""
+
+    json: bool = option(False, "One JSON object per picture on standard output, and nothing else there.")
+    debug: bool = option(False, "Show the trace of an error.")
+
+
+def read_lora(text: str) -> Lora:
+    """`FILE` or `FILE:SCALE`. The file's own name may hold colons."""
+    name, colon, scale = text.rpartition(":")
+    if colon and name and not Path(text).is_file():
+        try:
+            return check_lora(Lora(name, float(scale)))
+        except ValueError:
+            pass  # the colon is the file's
+    return check_lora(Lora(text))
+
+
+def check_lora(lora: Lora) -> Lora:
+    if not Path(lora.path).is_file():
+        raise MissingFile(f"There is no LoRA file {Path(lora.path).name!r}. Check its name and folder.")
+    return lora
+
+
+def check_photos(request: GenerationRequest) -> GenerationRequest:
+    """The same request. Raises `PhotoError` where one of its photographs cannot be used."""
+    for photo in (*request.photos, request.control_image):
+        if photo is not None:
+            read_photo(photo)
+    return request
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups of options: every field of a group becomes a flag with its name."""
+    parameters = []
+    groups = {n: kind for n, kind in get_type_hints(command).items() if dataclasses.is_dataclass(kind)}
+    for name, parameter in inspect.signature(command).parameters.items():
+        flags = [make_flag(f) for f in dataclasses.fields(groups[name])] if name in groups else [parameter]
+        parameters += [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in flags]
+
+    @functools.wraps(command)
+    def flat(**values: Any) -> None:
+        whole = {
+            n: kind(**{f.name: values.pop(f.name) for f in dataclasses.fields(kind)})
+            for n, kind in groups.items()
+        }
+        command(**whole, **values)
+
+    flat.__signature__ = inspect.Signature(parameters)
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
+
+
+def make_flag(entry: dataclasses.Field) -> inspect.Parameter:
+    default = entry.default if entry.default is not MISSING else entry.default_factory()
+    annotation = Annotated[entry.type, typer.Option(f"--{entry.name}", help=entry.metadata["help"])]
+    return inspect.Parameter(
+        entry.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
