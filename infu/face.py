@@ -1,0 +1,224 @@
+"""Photograph -> faces; face -> aligned crop; crop -> embedding of unit length.
+
+Two stacks behind one interface: the released one (antelopev2's detector, ArcFace IR-SE50) and the embedded
+one of the mini model. Order of detection and choice are the released InfiniteYou's, with more tries after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from infu.detectors import Detector, Face, load_detector, turn_back, without_overlaps
+from infu.errors import ModelError, NoFaceError
+from infu.images import read_photo
+from infu.recognisers import Recogniser, load_recogniser
+
+LADDER = (640, 320, 160)  # canvas sizes; 640 finds the small, 160 the very near
+PAD = 0.5  # of each side, black, on every side: for a face that fills the picture
+TILE, TILE_OVERLAP = (
+    1280,
+    192,
+)  # a face wider than the overlap was found before, with the whole picture at 1280
+SMALLEST = 32  # pixels; below that a face in a large picture is a guess, and no likeness comes of it
+EQUAL_AREAS = 1e-3  # relative; the difference that float arithmetic and a cell's rounding make
+# Where the five points of an upright face lie in a crop of 112 x 112 (insightface, `utils/face_align.py`).
+TEMPLATE = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+CROP = 112
+RECOGNISERS = {
+    192: "the embedded recogniser",
+    512: "ArcFace IR-SE50 (recognition_arcface_ir_se50.pth, which `python -m infu download` fetches)",
+}
+
+T = TypeVar("T")
+
+
+def find_faces(photo, detector: str | Path | None = None) -> list[Face]:
+    """Every face of a photograph (what `read_photo` takes): the one that `generate` uses first, the others by
+    area. `detector`: antelopev2's folder; None: the embedded one. Pixels of the photograph as it is seen."""
+    return search(read_photo(photo), load_detector(None if detector is None else Path(detector)))
+
+
+class FaceStack:
+    """A detector and a recogniser, loaded when first used. What was found in a picture is kept by the
+    picture's content: a second request with the same photograph runs neither.
+
+    `detector`: antelopev2's folder; `recogniser`: ArcFace's `.pth`; None: the embedded ones.
+    `embedding_size`: how many numbers the model's projection takes.
+    """
+
+    def __init__(self, detector: Path | None, recogniser: Path | None, embedding_size: int):
+        self.detector, self.recogniser, self.embedding_size = detector, recogniser, embedding_size
+        self._kept = Kept()
+
+    def find(self, picture: np.ndarray) -> list[Face]:
+        """uint8 RGB (H, W, 3) -> its faces: the chosen one first, the others by area; none: an empty list."""
+        return list(
+            self._kept(("faces", digest(picture)), lambda: search(picture, load_detector(self.detector)))
+        )
+
+    def find_one(self, picture: np.ndarray, what: str = "photograph") -> Face:
+        """The face to use. Raises `NoFaceError`, in which `what` names the picture."""
+        faces = self.find(picture)
+        if not faces:
+            raise NoFaceError(
+                f"No face was found in the {what}. Use one that shows a single face, "
+                "well lit, seen from the front, and at least 60 pixels wide."
+            )
+        return faces[0]
+
+    def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Photographs of one person, uint8 RGB -> float32 (E,), unit length: the mean of their embeddings."""
+        recogniser = load_recogniser(self.recogniser)
+        if recogniser.size != self.embedding_size:
+            needed = RECOGNISERS.get(self.embedding_size, "the recogniser that the model was trained with")
+            raise ModelError(
+                f"The model takes face embeddings of {self.embedding_size} numbers and the face recogniser "
+                f"makes {recogniser.size}. Use {needed}."
+            )
+        count = len(pictures)
+        names = ["photograph"] if count == 1 else [f"photograph {i + 1} of {count}" for i in range(count)]
+        faces = [self.find_one(picture, name) for picture, name in zip(pictures, names, strict=True)]
+        return unit(
+            np.mean(
+                [self._embed_one(p, face, recogniser) for p, face in zip(pictures, faces, strict=True)],
+                axis=0,
+            )
+        )
+
+    def crop(self, picture: np.ndarray, face: Face) -> np.ndarray:
+        """The face, aligned: uint8 RGB (112, 112, 3)."""
+        return align(picture, face.keypoints)
+
+    def _embed_one(self, picture: np.ndarray, face: Face, recogniser: Recogniser) -> np.ndarray:
+        key = ("embedding", digest(picture))
+        return self._kept(key, lambda: unit(recogniser.embed(self.crop(picture, face))))
+
+
+class Kept:
+    """The last few results by what they depend on; safe to use from several threads."""
+
+    SIZE = 32  # faces and embeddings are a few kilobytes
+
+    def __init__(self):
+        self._lock, self._results = threading.Lock(), OrderedDict[Hashable, object]()
+
+    def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
+        with self._lock:  # held while making: two requests for one photograph run the networks once
+            if key not in self._results:
+                self._results[key] = make()
+            self._results.move_to_end(key)
+            while len(self._results) > self.SIZE:
+                self._results.popitem(last=False)
+            return self._results[key]
+
+
+def digest(picture: np.ndarray) -> bytes:
+    return hashlib.blake2b(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).digest()
+
+
+def search(picture: np.ndarray, detector: Detector) -> list[Face]:
+    """The faces that the first successful try finds, the chosen one first."""
+    return order_faces(next((faces for faces in tries(picture, detector) if faces), []), picture)
+
+
+def tries(picture: np.ndarray, detector: Detector) -> Iterator[list[Face]]:
+    """As released first; then with a border; lying on either side and upside down; then ever smaller faces.
+    The cheap tries come first, and none of the later ones is made once a face is found."""
+    for size in LADDER:
+        yield detector(picture, size)
+    yield from (find_padded(picture, detector, size) for size in LADDER)
+    yield from (find_turned(picture, detector, size, quarters) for quarters in (1, 3, 2) for size in LADDER)
+    if max(picture.shape) > LADDER[0]:
+        yield large_enough(detector(picture, TILE))
+    if max(picture.shape) > TILE:
+        yield find_in_tiles(picture, detector)
+
+
+def find_padded(picture: np.ndarray, detector: Detector, size: int) -> list[Face]:
+    height, width = picture.shape[:2]
+    x, y = round(width * PAD), round(height * PAD)
+    padded = cv2.copyMakeBorder(picture, y, y, x, x, cv2.BORDER_CONSTANT)
+    return [moved(face, -x, -y) for face in detector(padded, size)]
+
+
+def find_turned(picture: np.ndarray, detector: Detector, size: int, quarters: int) -> list[Face]:
+    """Faces of a photograph that lies on its side, in its own pixels: their points lie on their side too."""
+    height, width = picture.shape[:2]
+    faces = []
+    for face in detector(np.ascontiguousarray(np.rot90(picture, quarters)), size):
+        corners = turn_back(face.box.reshape(2, 2), quarters, width, height)
+        box = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+        keypoints = turn_back(face.keypoints, quarters, width, height)
+        faces.append(replace(face, box=box, keypoints=keypoints))
+    return faces
+
+
+def find_in_tiles(picture: np.ndarray, detector: Detector) -> list[Face]:
+    """Small faces of a large picture, at its full resolution, in overlapping tiles of bounded memory."""
+    height, width = picture.shape[:2]
+    step = TILE - TILE_OVERLAP
+    faces = []
+    for y in range(0, max(1, height - TILE_OVERLAP), step):
+        for x in range(0, max(1, width - TILE_OVERLAP), step):
+            tile = np.ascontiguousarray(picture[y : y + TILE, x : x + TILE])
+            canvas = max(tile.shape[:2])  # no larger than it is: a narrow last tile is not blown up
+            faces += [moved(face, x, y) for face in detector(tile, -(-canvas // 32) * 32)]
+    return without_overlaps(large_enough(faces), 0.4)
+
+
+def moved(face: Face, x: float, y: float) -> Face:
+    by = np.array([x, y], np.float32)
+    return replace(face, box=face.box + np.tile(by, 2), keypoints=face.keypoints + by)
+
+
+def large_enough(faces: list[Face]) -> list[Face]:
+    return [face for face in faces if max(face.box[2:] - face.box[:2]) >= SMALLEST]
+
+
+def order_faces(faces: list[Face], picture: np.ndarray) -> list[Face]:
+    """The largest first; of several as large as one another the most central, then the leftmost."""
+    if not faces:
+        return []
+    middle = np.array(picture.shape[1::-1]) / 2
+    faces = sorted(faces, key=lambda face: -face.area)
+    equals = [face for face in faces if face.area >= faces[0].area * (1 - EQUAL_AREAS)]
+
+    def distance(face: Face) -> tuple[float, float]:
+        return round(float(np.linalg.norm((face.box[:2] + face.box[2:]) / 2 - middle)), 1), float(face.box[0])
+
+    chosen = min(equals, key=distance)
+    return [chosen] + [face for face in faces if face is not chosen]
+
+
+def align(picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    """uint8 RGB picture and five points -> uint8 RGB (112, 112, 3), bilinear, black outside, as released."""
+    return cv2.warpAffine(picture, fit_similarity(keypoints), (CROP, CROP), borderValue=0)
+
+
+def fit_similarity(keypoints: np.ndarray) -> np.ndarray:
+    """Rotation, uniform scale and translation (2, 3) that bring five points nearest to the template, by least
+    squares (Umeyama 1991, "Least-squares estimation of transformation parameters", equations 38 to 43)."""
+    points = np.asarray(keypoints, np.float64)
+    centre, target = points.mean(axis=0), TEMPLATE.mean(axis=0)
+    covariance = (TEMPLATE - target).T @ (points - centre) / len(points)
+    u, singular, vt = np.linalg.svd(covariance)
+    signs = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])  # a rotation, never a mirror
+    variance = (points - centre).var(axis=0).sum()
+    linear = (u * signs) @ vt * ((singular * signs).sum() / max(variance, 1e-12))
+    return np.concatenate([linear, (target - linear @ centre)[:, None]], axis=1)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    vector = np.asarray(vector, np.float32)
+    return vector / np.linalg.norm(vector)
