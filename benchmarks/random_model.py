@@ -74,7 +74,9 @@ MIDDLE = replace(  # performance.md's "bench config": large enough that networks
 )
 
 
-def make_model(folder: Path, sizes: Sizes = MINI, seed: int = 0, versions=("aes_stage2", "sim_stage1")) -> None:
+def make_model(
+    folder: Path, sizes: Sizes = MINI, seed: int = 0, versions=("aes_stage2", "sim_stage1")
+) -> None:
     """Write `folder/base` and `folder/InfiniteYou`; `folder/base` may be the one the tokenizers are in."""
     torch.manual_seed(seed)
     base, release = folder / "base", folder / "InfiniteYou" / "infu_flux_v1.0"
@@ -99,7 +101,11 @@ def make_model(folder: Path, sizes: Sizes = MINI, seed: int = 0, versions=("aes_
             warnings.simplefilter("ignore", FutureWarning)
             depth = dict(num_layers=sizes.infuse_doubles, num_single_layers=sizes.infuse_singles)
             network = FluxControlNetModel(**(flux | depth))
-        for layer in (*network.controlnet_blocks, *network.controlnet_single_blocks, network.controlnet_x_embedder):
+        for layer in (
+            *network.controlnet_blocks,
+            *network.controlnet_single_blocks,
+            network.controlnet_x_embedder,
+        ):
             layer.reset_parameters()  # diffusers starts them at zero, which would do nothing
         save_network(network, release / version / "InfuseNetModel", sizes.dtype)
         save_projection(release / version / "image_proj_model.bin", sizes)
@@ -158,10 +164,14 @@ def save_texts(base: Path, sizes: Sizes) -> None:
 def save_network(network: nn.Module, folder: Path, dtype: torch.dtype, prefix: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = network.config
-    values = config.to_dict() if hasattr(config, "to_dict") else {k: v for k, v in config.items() if k[0] != "_"}
+    values = (
+        config.to_dict() if hasattr(config, "to_dict") else {k: v for k, v in config.items() if k[0] != "_"}
+    )
     save_json(folder / "config.json", values)
     state = {prefix + name: tensor.to(dtype).contiguous() for name, tensor in network.named_parameters()}
-    name = "model" if hasattr(config, "to_dict") else "diffusion_pytorch_model"  # transformers' and diffusers' names
+    name = (
+        "model" if hasattr(config, "to_dict") else "diffusion_pytorch_model"
+    )  # transformers' and diffusers' names
     save_file(state, folder / f"{name}.safetensors", metadata={"format": "pt"})
 
 
@@ -198,7 +208,9 @@ def save_supports(folder: Path, transformer: nn.Module) -> None:
 def fit_colours(vae: nn.Module) -> dict[str, list]:
     """The linear map from a latent pixel to its picture's mean colour, by least squares on random latents."""
     latents = torch.randn(8, 16, 16, 16)
-    pictures = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample  # (8, 3, 128, 128)
+    pictures = vae.decode(
+        latents / vae.config.scaling_factor + vae.config.shift_factor
+    ).sample  # (8, 3, 128, 128)
     colours = nn.functional.avg_pool2d(pictures, 8).permute(0, 2, 3, 1).reshape(-1, 3).numpy()
     rows = latents.permute(0, 2, 3, 1).reshape(-1, 16).numpy()
     solution = np.linalg.lstsq(np.c_[rows, np.ones(len(rows))], colours, rcond=None)[0]

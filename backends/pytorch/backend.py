@@ -41,9 +41,9 @@ class PytorchBackend(Backend):
         """Load every network of `files`. Raises `InfuError` for what is missing, broken or does not fit."""
         super().__init__()
         self.files, self.bits, self.offload = files, quantize, offload
-        self._branches = Branches(())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = dtype or fastest_dtype(self.device)
+        self._branches = Branches((), self.device)
         if offload == "sequential" and quantize and self.device == "cpu":
             raise InvalidRequest(
                 'On a CPU offload="sequential" reads layers from their files as they are, so it cannot be '
@@ -191,12 +191,12 @@ class PytorchBackend(Backend):
     @contextmanager
     def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[str]]:
         files = [(self._read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
-        self._branches = Branches((file.deltas, scale) for file, scale in files)
+        self._branches = Branches(((file.deltas, scale) for file, scale in files), self.device)
         try:
             yield [note for file, _ in files for note in file.notes]
         finally:
             self._branches.detach()
-            self._branches = Branches(())
+            self._branches = Branches((), self.device)
             self._rest_denoiser()
 
     def _read_lora(self, path: str | Path) -> LoraFile:

@@ -80,6 +80,8 @@ def load_network(
         return load_weights(network, weights, dtype, device, bits)
     if device == "cpu":
         places = match(network, weights)
+        if "shared.weight" in places:
+            places[T5_EMBEDDING] = places["shared.weight"]
         cpu_offload(network, "cpu", state_dict=FileTensors(places, weights, dtype))
         return network.eval().requires_grad_(False)
     network = load_weights(network, weights, dtype, "cpu", bits)

@@ -16,8 +16,8 @@ from infu.weights.lora import LowRank
 class Branches:
     """The branches of a request: (delta file's module -> delta, scale) for each LoRA, in order."""
 
-    def __init__(self, loras: Iterable[tuple[dict[str, LowRank], float]]):
-        self._loras = list(loras)
+    def __init__(self, loras: Iterable[tuple[dict[str, LowRank], float]], device: str):
+        self._loras, self._device = list(loras), device
         self._network: nn.Module | None = None
         self._handles = []
 
@@ -25,10 +25,9 @@ class Branches:
         """The network with its branches. Attaching again to the same network does nothing."""
         if network is not self._network and self._loras:
             self.detach()
-            device, dtype = network.device, network.dtype
             for deltas, scale in self._loras:
                 for name, delta in deltas.items():
-                    down, up = (to_tensor(half).to(device, dtype) for half in (delta.down, delta.up))
+                    down, up = (to_tensor(half).to(self._device, network.dtype) for half in (delta.down, delta.up))
                     hook = make_hook(down, up, scale * delta.factor)
                     self._handles.append(network.get_submodule(name).register_forward_hook(hook))
             self._network = network

@@ -27,6 +27,11 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.dequantize(x.dtype), self.bias)
 
+    @property
+    def weight(self) -> Tensor:
+        """What is stored, as int8: transformers' T5 asks for it, to learn that it need not cast its input."""
+        return self.packed.view(torch.int8)
+
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) as it is used."""
         values = self.packed
@@ -54,4 +59,4 @@ def quantize_linear(weight: Tensor, bias: Tensor | None, bits: int) -> Quantized
 
 def quantizable(name: str, module: nn.Module) -> bool:
     """Linear layers inside the blocks; the first and last layers are small and matter most."""
-    return isinstance(module, nn.Linear) and ".block" in f".{name}" and module.in_features % GROUPS[-1] == 0
+    return isinstance(module, nn.Linear) and "block" in name and module.in_features % GROUPS[-1] == 0
