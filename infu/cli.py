@@ -108,8 +108,7 @@ def download(model: ModelOptions, output: OutputOptions) -> None:
         paths = {name: getattr(model, name) for name in PATHS}
         if not any(paths.values()):
             paths |= {"base_model_path": BASE, "model_dir": INFINITE_YOU}
-        if output.json:
-            silence_downloads()
+        tame_downloads(output)
         files = locate(model_version=model.model_version, **paths)
         fetch_recogniser(files)
         values = {"name": files.name, "model_version": files.model_version}
@@ -140,17 +139,19 @@ def main() -> None:
 def load(loading: dict[str, Any], output: OutputOptions) -> "Backend":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost 5 times on a busy machine
     say("Loading the model ...", output)
-    if output.json:
-        silence_downloads()
+    tame_downloads(output)
     from backends import load_backend
 
     return load_backend(**loading)
 
 
-def silence_downloads() -> None:
-    from huggingface_hub.utils import disable_progress_bars
+def tame_downloads(output: OutputOptions) -> None:
+    """No warnings of huggingface_hub's, which hold signed addresses; for a machine no progress bars."""
+    from huggingface_hub.utils import disable_progress_bars, logging
 
-    disable_progress_bars()
+    logging.set_verbosity_error()
+    if output.json:
+        disable_progress_bars()
 
 
 def make_pictures(

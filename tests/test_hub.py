@@ -1,0 +1,283 @@
+"""Fetching from the hub, against a server that answers as it does, in processes of their own (huggingface_hub
+reads its environment once). Every refusal is a sentence that says what to do."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from golden import GOLDEN
+from hub_server import Hub
+from safetensors.numpy import load, load_file, save, save_file
+
+from infu.errors import BrokenFile, DownloadError
+from infu.hub import explain, fetch_file
+
+BASE, INFINITE_YOU = "black-forest-labs/FLUX.1-dev", "ByteDance/InfiniteYou"
+TOKEN = "a-token-for-tests"
+RELEASE = "infu_flux_v1.0"
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The golden base as the hub holds FLUX.1-dev: the transformer in shards, and much that nobody needs."""
+    files = read_folder(GOLDEN / "base")
+    name = "transformer/diffusion_pytorch_model"
+    tensors = load_file(GOLDEN / "base" / f"{name}.safetensors")
+    del files[f"{name}.safetensors"]
+    folder, names, places = tmp_path_factory.mktemp("shards"), sorted(tensors), {}
+    for k in range(3):
+        shard = f"diffusion_pytorch_model-{k + 1:05d}-of-00003.safetensors"
+        save_file({n: tensors[n] for n in names[k::3]}, folder / shard)
+        files[f"transformer/{shard}"] = (folder / shard).read_bytes()
+        places |= dict.fromkeys(names[k::3], shard)
+    files[f"{name}.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": places}).encode()
+    return files | {"flux1-dev.safetensors": b"waste" * 100, "ae.safetensors": b"waste", "README.md": b"#"}
+
+
+@pytest.fixture
+def hub(sharded: dict[str, bytes]) -> Iterator[Hub]:
+    server = Hub()
+    server.repos = {BASE: dict(sharded), INFINITE_YOU: infinite_you()}
+    server.loose["arcface.pth"] = b"PK\3\4" + bytes(range(256)) * 400
+    yield server
+    server.close()
+
+
+def infinite_you() -> dict[str, bytes]:
+    version = f"{RELEASE}/aes_stage2"
+    files = read_folder(GOLDEN / "InfiniteYou")
+    other = {name.replace("aes_stage2", "sim_stage1"): data for name, data in files.items()}
+    weights = next(name for name in other if name.endswith(".safetensors"))
+    other[weights] = save(load(other[weights]), {"format": "pt", "version": "another"})
+    files |= {
+        name: data if name == weights else data + b"\n" for name, data in other.items() if name not in files
+    }
+    antelope = "supports/insightface/models/antelopev2"
+    return files | {
+        f"{version}/infusenet_aes_bf16.safetensors": b"ComfyUI's",
+        f"{antelope}/scrfd_10g_bnkps.onnx": b"detector",
+        f"{antelope}/glintr100.onnx": b"recogniser of another system",
+        "supports/optional_loras/flux_realism_lora.safetensors": b"realism",
+        "assets/teaser.jpg": b"picture",
+    }
+
+
+def run(hub: Hub | str, home: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m infu` with a home of its own, talking to `hub` alone."""
+    url = hub if isinstance(hub, str) else hub.url
+    settings = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home / "hf"),
+        "INFU_CACHE": str(home / "infu"),
+        "INFU_ARCFACE_URL": f"{url}/loose/arcface.pth",
+    }
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("HF_", "HUGGING", "INFU_")) and "proxy" not in k.lower()
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "infu", *command],
+        env=kept | settings | environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refusal(answer: subprocess.CompletedProcess[str], home: Path) -> str:
+    """The sentence of a run that failed, checked for what no text may hold."""
+    assert answer.returncode == 1, answer
+    assert answer.stdout == ""
+    error = json.loads(answer.stderr.splitlines()[-1])
+    assert str(home) not in answer.stderr and TOKEN not in answer.stderr and "Traceback" not in answer.stderr
+    return f"{error['error']}: {error['message']}"
+
+
+def test_download_fetches_what_is_needed_once_and_then_asks_nothing(hub: Hub, tmp_path: Path):
+    first = run(hub, tmp_path, "download", "--json")
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout) == {"name": "FLUX.1-dev + InfiniteYou", "model_version": "aes_stage2"}
+    wanted = set(hub.repos[BASE]) - {"flux1-dev.safetensors", "ae.safetensors", "README.md"}
+    release = {
+        name
+        for name in hub.repos[INFINITE_YOU]
+        if f"{RELEASE}/aes_stage2" in name and "infusenet_aes" not in name
+    }
+    supports = {"supports/insightface/models/antelopev2/scrfd_10g_bnkps.onnx"}
+    loras = {"supports/optional_loras/flux_realism_lora.safetensors"}
+    assert hub.fetched() == wanted | release | supports | loras
+    assert (tmp_path / "infu" / "recognition_arcface_ir_se50.pth").read_bytes() == hub.loose["arcface.pth"]
+    hub.seen.clear()
+    assert run(hub, tmp_path, "download", "--json").stdout == first.stdout
+    told = json.loads(run(hub, tmp_path, "info", "--json").stdout)
+    assert [model["here"] for model in told["models"]][-1] and told["models"][-1]["missing"] == []
+    assert hub.seen == []
+
+
+def test_a_model_that_is_here_needs_no_network(hub: Hub, tmp_path: Path):
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    hub.close()
+    assert run(hub.url, tmp_path, "download", "--json").returncode == 0
+    assert run(hub.url, tmp_path, "download", "--json", HF_HUB_OFFLINE="1").returncode == 0
+
+
+def test_a_second_version_costs_only_its_own_files(hub: Hub, tmp_path: Path):
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    hub.seen.clear()
+    answer = run(hub, tmp_path, "download", "--json", "--model_version", "sim_stage1")
+    assert json.loads(answer.stdout)["model_version"] == "sim_stage1"
+    assert hub.fetched() == {name for name in hub.repos[INFINITE_YOU] if "sim_stage1" in name}
+
+
+def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, tmp_path: Path):
+    large = bytes(range(256)) * 50_000  # 12.8 MB; huggingface_hub writes in pieces of 10 MiB
+    lora = "supports/optional_loras/flux_realism_lora.safetensors"
+    hub.repos[INFINITE_YOU][lora], hub.loose["arcface.pth"] = large, large[::-1]
+    hub.cut = {lora: 11_000_000, "/loose/arcface.pth": 12_000_000}
+    answer = run(hub, tmp_path, "download", "--json")
+    assert answer.returncode == 0, answer.stderr
+    ranges = {path.rsplit("/", 1)[1]: headers["range"] for _, path, headers in hub.seen if "range" in headers}
+    assert ranges == {Path(lora).name: "bytes=10485760-", "arcface.pth": "bytes=10485760-"}
+    assert next((tmp_path / "hf").rglob(Path(lora).name)).read_bytes() == large
+    assert (tmp_path / "infu" / "recognition_arcface_ir_se50.pth").read_bytes() == large[::-1]
+    assert "http" not in answer.stderr
+
+
+def test_a_download_that_was_killed_goes_on_and_says_so_before(hub: Hub, tmp_path: Path):
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    shard = next((tmp_path / "hf").rglob("*-00002-of-00003.safetensors"))
+    blob = shard.resolve()
+    blob.rename(blob.with_name(f"{blob.name}.0123abcd.incomplete"))  # as a killed process leaves it
+    shard.unlink()
+    hub.seen.clear()
+    offline = refusal(run(hub, tmp_path, "download", "--json", HF_HUB_OFFLINE="1"), tmp_path)
+    assert "HF_HUB_OFFLINE" in offline and BASE in offline
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    assert hub.fetched() == {f"transformer/{shard.name}"}
+
+
+def test_damaged_files_in_the_cache_are_fetched_again_and_only_those(hub: Hub, tmp_path: Path):
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    shards = sorted((tmp_path / "hf").rglob("*-of-00003.safetensors"))
+    for shard, damage in zip(shards, (pointer, b"", b"cut off"), strict=True):
+        shard.resolve().write_bytes(damage)
+    hub.seen.clear()
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    assert hub.fetched() == {f"transformer/{shard.name}" for shard in shards}
+    for shard in shards:
+        assert shard.read_bytes() == hub.repos[BASE][f"transformer/{shard.name}"]
+
+
+def test_without_a_token_the_licence_and_the_login_are_named(hub: Hub, tmp_path: Path):
+    hub.gated = {BASE}
+    said = refusal(run(hub, tmp_path, "download", "--json"), tmp_path)
+    assert said.startswith("DownloadError") and f"huggingface.co/{BASE}" in said and "not logged in" in said
+    assert "hf auth login" in said and "HF_TOKEN" in said
+
+
+def test_a_wrong_token_is_told_from_a_missing_one(hub: Hub, tmp_path: Path):
+    hub.gated, hub.token = {BASE}, "another"
+    said = refusal(run(hub, tmp_path, "download", "--json", HF_TOKEN=TOKEN), tmp_path)
+    assert "does not accept your token" in said and "huggingface.co/settings/tokens" in said
+
+
+def test_a_licence_not_accepted_is_named_with_its_page(hub: Hub, tmp_path: Path):
+    hub.gated, hub.token = {BASE}, TOKEN
+    said = refusal(run(hub, tmp_path, "download", "--json", HF_TOKEN=TOKEN), tmp_path)
+    assert "not accepted the licence" in said and f"huggingface.co/{BASE}" in said
+
+
+def test_a_token_without_the_right_is_told_which_right(hub: Hub, tmp_path: Path):
+    hub.gated, hub.token = {BASE}, TOKEN
+    hub.refusal = "Please enable access to public gated repositories in your fine-grained token settings."
+    said = refusal(run(hub, tmp_path, "download", "--json", HF_TOKEN=TOKEN), tmp_path)
+    assert "read access to contents of all public gated repos" in said
+
+
+def test_with_licence_and_token_the_token_stays_at_the_hub(hub: Hub, tmp_path: Path):
+    hub.gated, hub.token, hub.accepted = {BASE}, TOKEN, True
+    assert run(hub, tmp_path, "download", "--json", HF_TOKEN=TOKEN).returncode == 0
+    hosts = {headers["host"].split(":")[0] for _, _, headers in hub.seen if "authorization" in headers}
+    assert hosts == {"127.0.0.1"}  # the storage is at localhost, the face encoder outside the hub
+    outside = [headers for _, path, headers in hub.seen if path.startswith("/loose/")]
+    assert outside and not any("authorization" in headers for headers in outside)
+
+
+def test_an_unknown_repository_is_named(hub: Hub, tmp_path: Path):
+    said = refusal(run(hub, tmp_path, "download", "--json", "--base_model_path", "nobody/FLUX.2"), tmp_path)
+    assert "There is no nobody/FLUX.2 here or on the hub" in said
+
+
+def test_a_repository_of_another_kind_is_named(hub: Hub, tmp_path: Path):
+    hub.repos["owner/poems"] = {"poems.txt": b"roses"}
+    said = refusal(run(hub, tmp_path, "download", "--json", "--base_model_path", "owner/poems"), tmp_path)
+    assert "owner/poems holds no model of this kind" in said
+
+
+def test_no_network_is_told_from_a_hub_out_of_order(hub: Hub, tmp_path: Path):
+    hub.status = 503
+    assert "out of order (status 503)" in refusal(run(hub, tmp_path, "download", "--json"), tmp_path)
+    hub.status = 429
+    assert "too many requests" in refusal(run(hub, tmp_path, "download", "--json"), tmp_path)
+    hub.close()
+    assert "cannot be reached" in refusal(run(hub.url, tmp_path, "download", "--json"), tmp_path)
+
+
+def test_offline_without_the_model_says_which_variable_forbids_it(hub: Hub, tmp_path: Path):
+    said = refusal(run(hub, tmp_path, "download", "--json", HF_HUB_OFFLINE="1"), tmp_path)
+    assert "HF_HUB_OFFLINE forbids" in said and hub.seen == []
+
+
+def test_a_disk_too_small_is_seen_before_anything_is_fetched(hub: Hub, tmp_path: Path):
+    hub.sizes["transformer/diffusion_pytorch_model-00001-of-00003.safetensors"] = 10**16
+    said = refusal(run(hub, tmp_path, "download", "--json"), tmp_path)
+    assert (
+        re.search(r"disk is too full for .*: 1000000\d\.\d GB are needed and [\d.]+ GB are free", said)
+        and "HF_HOME" in said
+    )
+    assert not any("transformer" in name and "safetensors" in name for name in hub.fetched())
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "disk is too full"),
+        (errno.EROFS, "may not be written"),
+        (errno.EACCES, "may not be written"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_named_without_its_path(number: int, words: str):
+    said = str(explain(OSError(number, os.strerror(number), "/home/somebody/secret"), BASE, begun=True))
+    assert words in said and "HF_HOME" in said and "somebody" not in said
+
+
+def test_a_login_page_in_place_of_a_file_is_refused(hub: Hub, tmp_path: Path):
+    hub.loose["arcface.pth"] = b"<!DOCTYPE html><html><body>Hotel network: log in</body></html>"
+    with pytest.raises(BrokenFile, match="web page"):
+        fetch_file(f"{hub.url}/loose/arcface.pth", tmp_path / "arcface.pth", "the face encoder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_complete_but_not_renamed_is_taken_up(hub: Hub, tmp_path: Path):
+    (tmp_path / "arcface.pth.part").write_bytes(hub.loose["arcface.pth"])
+    path = fetch_file(f"{hub.url}/loose/arcface.pth", tmp_path / "arcface.pth", "the face encoder")
+    assert path.read_bytes() == hub.loose["arcface.pth"]
+    assert [p.name for p in tmp_path.iterdir()] == ["arcface.pth"]
+
+
+def test_a_file_that_is_not_there_leaves_nothing_and_names_itself(hub: Hub, tmp_path: Path):
+    with pytest.raises(DownloadError, match=r"the face encoder \(status 404\)"):
+        fetch_file(f"{hub.url}/loose/nothing.pth", tmp_path / "arcface.pth", "the face encoder")
