@@ -6,6 +6,7 @@ for Ctrl-C. Standard output holds results only; progress, notes and errors go to
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -108,9 +109,9 @@ def download(model: ModelOptions, output: OutputOptions) -> None:
         paths = {name: getattr(model, name) for name in PATHS}
         if not any(paths.values()):
             paths |= {"base_model_path": BASE, "model_dir": INFINITE_YOU}
-        tame_downloads(output)
-        files = locate(model_version=model.model_version, **paths)
-        fetch_recogniser(files)
+        with downloading(output):
+            files = locate(model_version=model.model_version, **paths)
+            fetch_recogniser(files)
         values = {"name": files.name, "model_version": files.model_version}
         typer.echo(json.dumps(values) if output.json else f"{files.name} is here, whole.")
 
@@ -139,19 +140,34 @@ def main() -> None:
 def load(loading: dict[str, Any], output: OutputOptions) -> "Backend":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost 5 times on a busy machine
     say("Loading the model ...", output)
-    tame_downloads(output)
     from backends import load_backend
 
-    return load_backend(**loading)
+    with downloading(output):
+        return load_backend(**loading)
 
 
-def tame_downloads(output: OutputOptions) -> None:
-    """No warnings of huggingface_hub's, which hold signed addresses; for a machine no progress bars."""
+@contextmanager
+def downloading(output: OutputOptions) -> Iterator[None]:
+    """No warnings of huggingface_hub's, which hold signed addresses; for a machine no progress bars; Ctrl-C
+    ends the process at once: the hub's threads would first finish their files, of up to 10 GB each."""
     from huggingface_hub.utils import disable_progress_bars, logging
+
+    from infu.hub import list_unfinished
+
+    def leave(*_: Any) -> None:
+        for path in list_unfinished() - before:
+            path.unlink(missing_ok=True)
+        say("\nStopped.", output)
+        os._exit(130)
 
     logging.set_verbosity_error()
     if output.json:
         disable_progress_bars()
+    before, previous = list_unfinished(), signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def make_pictures(

@@ -6,6 +6,7 @@ huggingface_hub's. What is complete in the cache is used without any request.
 
 import errno
 import shutil
+import time
 from pathlib import Path
 
 from huggingface_hub import constants, get_cached_repo_tree, get_token, snapshot_download
@@ -22,12 +23,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import silent_tqdm
 
 from infu.errors import BrokenFile, DownloadError, InfuError, MissingFile
 from infu.weights.files import looks_like
 
 # HTTPError: the hub's answers and the network's faults; RuntimeError: hf_xet's.
 FAILURES = (HTTPError, OSError, RuntimeError)
+STALE = 3600  # seconds since the last byte: nobody goes on with that file (huggingface_hub starts it anew)
 AGAIN = "Run the command again: what has arrived is kept."
 TOKEN = "make one at huggingface.co/settings/tokens and give it with `hf auth login` or as HF_TOKEN"
 
@@ -46,8 +49,11 @@ def find_repo(repo_id: str, patterns: list[str]) -> Path | None:
 def fetch_repo(repo_id: str, patterns: list[str]) -> Path:
     """Fetch what `patterns` name into the hub's cache, save what is there already; return its folder."""
     begun = False
+    for path in list_unfinished():
+        if time.time() - path.stat().st_mtime > STALE:
+            path.unlink(missing_ok=True)
     try:
-        plan = snapshot_download(repo_id, allow_patterns=patterns, dry_run=True)
+        plan = snapshot_download(repo_id, allow_patterns=patterns, dry_run=True, tqdm_class=silent_tqdm)
         if not plan:
             raise MissingFile(f"The hub's {repo_id} holds no model of this kind. Check the hub id.")
         check_space(sum(file.file_size or 0 for file in plan if file.will_download), repo_id)
@@ -70,6 +76,11 @@ def list_damaged(repo_id: str, folder: Path) -> list[Path]:
         return []
     there = [(folder / file.path, file.size) for file in files]
     return [path for path, size in there if path.is_file() and path.stat().st_size != size]
+
+
+def list_unfinished() -> set[Path]:
+    """What downloads under way, and those that were killed, have in the hub's cache."""
+    return set(Path(constants.HF_HUB_CACHE).glob("models--*/blobs/*.incomplete"))
 
 
 def fetch_file(url: str, path: Path, name: str) -> Path:

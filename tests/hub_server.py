@@ -6,6 +6,7 @@ Small files come from the hub itself, large ones by a redirect to another host, 
 import hashlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +29,7 @@ class Hub(ThreadingHTTPServer):
         self.refusal = ""  # what a gated repository answers to a valid token
         self.status = 0  # answer everything with this
         self.cut: dict[str, int] = {}  # file -> break off after so many bytes, once
+        self.slow = 0.0  # seconds between two kilobytes of large files
         self.sizes: dict[str, int] = {}  # file -> the size it is said to have
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -140,9 +142,10 @@ class Answer(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         cut = self.server.cut.pop(name, None)
-        self.wfile.write(body[:cut])
-        if cut is not None:
-            self.close_connection = True
+        body, self.close_connection = body[:cut], cut is not None
+        for k in range(0, len(body), 1024 if self.server.slow else len(body)):
+            self.wfile.write(body[k : k + 1024] if self.server.slow else body)
+            time.sleep(self.server.slow)
 
     def refuse(self, status: int, code: str, message: str) -> None:
         self.send(
