@@ -6,7 +6,7 @@ makes an array when it is asked for, and what a new layer starts with is replace
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,20 +15,95 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from infu.errors import BrokenFile, MissingFile
-from infu.weights.files import WeightFiles, fold
+from backends.mlx import clip, dit, infusenet, projection, t5, vae
+from backends.mlx.quantise import quantise_layers
+from infu.errors import BrokenFile, InvalidRequest, MissingFile
+from infu.weights.files import WeightFiles, fold, open_weights
+from infu.weights.torchfile import read_torch_file
 
 Config = TypeVar("Config")
 Weights = WeightFiles | Mapping[str, np.ndarray]  # name -> anything with `.shape`
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor goes, and its shape in the files."""
+# One function per network: `path` is a folder, or a file whose config is then in the folder `base`.
 
-    module: nn.Module
-    leaf: str
-    shape: tuple[int, ...]
+
+def load_dit(path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None) -> dit.DiT:
+    config = read_config(dit.FluxConfig, config_of(path, base), dit.OLD_CONFIG)
+    return load_network(dit.DiT(config), path, dtype, bits)
+
+
+def load_infusenet(path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None) -> infusenet.InfuseNet:
+    """A single file (ComfyUI's builds) is sized like the DiT of the folder `base`, but for its own depth."""
+    config = read_config(dit.FluxConfig, config_of(path, base), dit.OLD_CONFIG)
+    if not path.is_dir():
+        names = list(open_weights(path))
+        config = replace(
+            config,
+            num_layers=count_blocks(names, "controlnet_blocks"),
+            num_single_layers=count_blocks(names, "controlnet_single_blocks"),
+            guidance_embeds=any("guidance_embedder" in name for name in names),
+        )
+    return load_network(infusenet.InfuseNet(config), path, dtype, bits)
+
+
+def load_vae(path: Path, base: Path, dtype: mx.Dtype) -> vae.VAE:
+    return load_network(vae.VAE(read_config(vae.VAEConfig, config_of(path, base))), path, dtype)
+
+
+def load_clip(path: Path, base: Path, dtype: mx.Dtype) -> clip.CLIP:
+    return load_network(clip.CLIP(read_config(clip.CLIPConfig, config_of(path, base))), path, dtype)
+
+
+def load_t5(path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None) -> t5.T5:
+    return load_network(t5.T5(read_config(t5.T5Config, config_of(path, base))), path, dtype, bits, t5.TIED)
+
+
+def load_projection(path: Path, dtype: mx.Dtype) -> projection.Projection:
+    """`image_proj_model.bin`, a torch file: {"image_proj": …}."""
+    weights = read_torch_file(path).get("image_proj")
+    if not isinstance(weights, dict):
+        raise BrokenFile(
+            f'{path.name} has no "image_proj": it is not InfiniteYou\'s projection. Download it again.'
+        )
+    try:
+        network = projection.Projection({name: array.shape for name, array in weights.items()})
+    except (KeyError, ValueError, IndexError):
+        raise BrokenFile(f"{path.name} holds another network's tensors: {fold(weights)}.") from None
+    return load_weights(network, weights, dtype)
+
+
+def load_network(
+    network: nn.Module,
+    path: Path,
+    dtype: mx.Dtype,
+    bits: int | None = None,
+    same: Mapping[str, str] | None = None,
+) -> nn.Module:
+    """Fill an empty network from its files, quantised to `bits` or to what the files are quantised to."""
+    stored = stored_bits(path)
+    if stored and bits not in (None, stored):
+        raise InvalidRequest(
+            f"{path.name!r} holds weights of {stored} bits, which cannot become {bits}. "
+            f"Choose quantize={stored}, leave it out, or give the original model."
+        )
+    if stored or bits:
+        quantise_layers(network, stored or bits)
+    return load_weights(network, open_weights(path), dtype, same)
+
+
+def config_of(path: Path, base: Path) -> Path:
+    return (path if path.is_dir() else base) / "config.json"
+
+
+def count_blocks(names: list[str], blocks: str) -> int:
+    return len({name.split(".")[1] for name in names if name.startswith(f"{blocks}.")})
+
+
+def stored_bits(path: Path) -> int | None:
+    """The bits of a folder that `save.py` quantised; None for any other."""
+    config = path / "config.json"
+    return json.loads(config.read_bytes()).get("quantization", {}).get("bits") if config.is_file() else None
 
 
 def read_config(kind: type[Config], path: Path, absent: Mapping[str, Any] | None = None) -> Config:
@@ -45,36 +120,45 @@ def read_config(kind: type[Config], path: Path, absent: Mapping[str, Any] | None
         raise BrokenFile(f"{where} has no {error}: it is another network's. Copy the right one.") from None
 
 
+# Tensors.
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor goes, and its shape in the files."""
+
+    module: nn.Module
+    leaf: str
+    shape: tuple[int, ...]
+
+
 def load_weights(
     network: nn.Module, weights: Weights, dtype: mx.Dtype, same: Mapping[str, str] | None = None
 ) -> nn.Module:
-    """Put every tensor in its place, in `dtype`; a quantised layer's is quantised on the way.
+    """Put every tensor in its place, in `dtype`; a quantised layer's is packed on the way.
 
     `same`: names in the files that stand for another. Raises `BrokenFile` naming what is missing, left over
     or of another shape.
     """
-    stored_quantised = any(name.endswith(".scales") for name in weights)
-    places = find_places(network, stored_quantised)
+    packed = any(name.endswith(".scales") for name in weights)
+    places = find_places(network, packed)
     names = {name: (same or {}).get(name, name) for name in weights}
     check(type(network).__name__, places, weights, names)
-    done = set()
-    for name, target in names.items():
-        if target not in done:
-            put(places[target], read_tensor(weights, name), dtype, stored_quantised)
-            done.add(target)
+    for target, name in {target: name for name, target in names.items()}.items():
+        put(places[target], read_tensor(weights, name), dtype)
     return network
 
 
-def find_places(network: nn.Module, stored_quantised: bool = False) -> dict[str, Place]:
-    """Parameter name -> its place. A file holds convolutions as (O, I, H, W), and a layer that is quantised
-    while loading as one matrix."""
+def find_places(network: nn.Module, packed: bool = False) -> dict[str, Place]:
+    """Parameter name -> its place. Files hold convolutions as (O, I, H, W); a quantised layer's weight is one
+    matrix there, or with `packed` what MLX packs it into."""
     places = {}
     for prefix, module in network.named_modules():
         for leaf, value in module.items():
             if not isinstance(value, mx.array):
                 continue
             shape = value.shape
-            if isinstance(module, nn.QuantizedLinear) and not stored_quantised:
+            if isinstance(module, nn.QuantizedLinear) and not packed:
                 if leaf in ("scales", "biases"):
                     continue
                 if leaf == "weight":
@@ -88,27 +172,24 @@ def find_places(network: nn.Module, stored_quantised: bool = False) -> dict[str,
 def check(kind: str, places: Mapping[str, Place], weights: Weights, names: Mapping[str, str]) -> None:
     """Raise `BrokenFile` unless names and shapes agree."""
     there = set(names.values())
+    known = {name: places[target].shape for name, target in names.items() if target in places}
     kinds = {
         "missing": [name for name in places if name not in there],
-        "not known": [name for name, target in names.items() if target not in places],
-        "of another shape": [
-            name
-            for name, target in names.items()
-            if target in places and tuple(weights[name].shape) != places[target].shape
-        ],
+        "not known": [name for name in names if name not in known],
+        "of another shape": [name for name, shape in known.items() if tuple(weights[name].shape) != shape],
     }
     faults = [f"{what} {fold(found)}" for what, found in kinds.items() if found]
     if faults:
         raise BrokenFile(f"These are not the weights of this {kind}: {'; '.join(faults)}.")
 
 
-def put(place: Place, array: mx.array, dtype: mx.Dtype, stored_quantised: bool) -> None:
+def put(place: Place, array: mx.array, dtype: mx.Dtype) -> None:
     """One tensor into its module, computed at once, so that no more than one is in memory twice."""
     module, leaf = place.module, place.leaf
-    if isinstance(module, nn.QuantizedLinear) and leaf == "weight" and not stored_quantised:
-        values = mx.quantize(array.astype(dtype), group_size=module.group_size, bits=module.bits)
-        module.weight, module.scales, module.biases = values
-        mx.eval(values)
+    if isinstance(module, nn.QuantizedLinear) and leaf == "weight" and array.dtype != mx.uint32:
+        packed = mx.quantize(array.astype(dtype), group_size=module.group_size, bits=module.bits)
+        module.weight, module.scales, module.biases = packed
+        mx.eval(packed)
         return
     if array.ndim == 4:
         array = array.transpose(0, 2, 3, 1)  # (O, H, W, I)

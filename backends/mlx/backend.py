@@ -1,0 +1,236 @@
+"""MlxBackend: our MLX networks behind `backends.base.Backend`, on Apple Silicon's GPU; on a CPU for tests."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from backends.base import Backend, Text, digest
+from backends.mlx import dit, infusenet, load
+from backends.mlx.lora import Branches, linear_shapes
+from backends.mlx.quantise import check_bits
+from infu.errors import InvalidRequest
+from infu.face import FaceStack
+from infu.flow import read_scheduler
+from infu.memory import fits, memory_needed, read_machine
+from infu.models import ModelFiles, versioned
+from infu.noise import pack_latents, unpack_latents
+from infu.preview import read_latent_colours
+from infu.prompt import Tokenizers
+from infu.request import Lora
+from infu.weights.lora import LoraFile, read_lora
+
+MAX_CACHE = (
+    1 << 30
+)  # bytes of freed arrays MLX keeps for reuse: a step's activations, not the encoders' weights
+
+
+class MlxBackend(Backend):
+    name = "mlx"
+
+    def __init__(self, files: ModelFiles, dtype: str | None, quantize: int | None, offload: str | None):
+        """Load every network of `files`. Raises `InfuError` for what is missing, broken or does not fit."""
+        super().__init__()
+        check_bits(quantize)
+        if dtype == "float16":
+            raise InvalidRequest("FLUX makes NaN in float16 on MLX. Choose bfloat16 or float32.")
+        if offload == "sequential":
+            raise InvalidRequest(
+                'A Mac has one memory for all, so offload="sequential" would read every layer from disk in '
+                'every step. Choose offload="model", or quantize=8 or 4, which needs less memory.'
+            )
+        mx.set_cache_limit(MAX_CACHE)
+        self.files, self.bits = files, quantize
+        self.device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+        self.dtype = dtype or ("bfloat16" if self.device == "gpu" else "float32")
+        self._dtype = getattr(mx, self.dtype)
+        self.offload = offload or (None if self._fits() else "model")
+        self.model_name = files.name
+        self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
+        self.latent_colours = read_latent_colours(files.vae)
+        base = files.base
+        self._clip = Encoder(lambda: load.load_clip(files.text_encoder, base / "text_encoder", self._dtype))
+        self._t5 = Encoder(
+            lambda: load.load_t5(files.text_encoder_2, base / "text_encoder_2", self._dtype, quantize)
+        )
+        self._rest_encoders()  # read once, so that a broken file is reported here and not by the first request
+        self._vae = load.load_vae(files.vae, base / "vae", self._dtype)
+        self._dit = load.load_dit(files.transformer, base / "transformer", self._dtype, quantize)
+        t5_length = 512 if self._dit.config.guidance_embeds else 256  # dev and schnell
+        self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
+        self._infusenet = self._projection = None
+        self.faces = FaceStack(None, None, 0)
+        self.model_version, self.model_versions, self.optional_loras = None, (), {}
+        if files.infusenet is not None:
+            self._load_identity(files)
+        self._compile()
+
+    def _fits(self) -> bool:
+        return fits(memory_needed(self.files, self.dtype, self.bits), read_machine())
+
+    def _load_identity(self, files: ModelFiles) -> None:
+        """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
+        base = files.base / "transformer"
+        network = load.load_infusenet(files.infusenet, base, self._dtype, self.bits)
+        projection = load.load_projection(files.projection, self._dtype)
+        self.files, self._infusenet, self._projection = files, network, projection
+        self.faces = FaceStack(files.detector, files.recogniser, projection.proj_in.weight.shape[1])
+        self.model_version, self.model_versions = files.model_version, files.model_versions
+        self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
+        self.cache.clear("identity")
+
+    def _compile(self) -> None:
+        """Trace anew: a compiled function keeps the arrays of the network it was traced with."""
+        network, side, dtype = self._dit, self._infusenet, self._dtype
+
+        def velocity(latents, constants, residuals):
+            return network(latents.astype(dtype), constants, residuals).astype(mx.float32)
+
+        def infuse(latents, constants, scale):
+            return side(latents.astype(dtype), constants, scale)
+
+        self._velocity, self._infuse = mx.compile(velocity), mx.compile(infuse)
+
+    def use_version(self, model_version: str) -> None:
+        if model_version != self.model_version:
+            with self.lock:
+                self._load_identity(versioned(self.files, model_version))
+                self._compile()
+
+    def encode_prompt(self, prompt: str, max_length: int | None = None) -> Text:
+        length = max_length or self.tokenizers.t5_length
+
+        def encode() -> Text:
+            pooled = self._clip.network()(mx.array(self.tokenizers.clip(prompt)))  # (1, P)
+            states = self._t5.network()(mx.array(self.tokenizers.t5(prompt, length)))  # (1, T, joint width)
+            text = Text(states.astype(self._dtype), pooled.astype(self._dtype))
+            mx.eval(text.states, text.pooled)
+            return text
+
+        return self.cache("text", (prompt, length), encode)
+
+    def encode_image(self, picture: np.ndarray) -> mx.array:
+        def encode() -> mx.array:
+            latents = self._vae.encode(
+                mx.array(picture.astype(np.float32) / 127.5 - 1)[None]
+            )  # (1, h, w, 16)
+            return self.array(pack_latents(self.numpy(latents).transpose(0, 3, 1, 2)))
+
+        return self.cache("control", digest(picture), encode)
+
+    def project_identity(self, embedding: np.ndarray) -> mx.array:
+        width = self._projection.proj_in.weight.shape[1]
+        if embedding.shape != (width,):
+            raise InvalidRequest(
+                f"id_embedding has {embedding.size} numbers; this model's projection reads {width}."
+            )
+
+        def project() -> mx.array:
+            tokens = self._projection(mx.array(embedding)[None].astype(self._dtype))  # (1, 8, joint width)
+            mx.eval(tokens)
+            return tokens
+
+        return self.cache("identity", digest(embedding), project)
+
+    def make_base_constants(
+        self, sigmas: Sequence[float], width: int, height: int, text: Text, guidance_scale: float
+    ) -> dit.Constants:
+        self._rest_encoders()
+        return evaluated(
+            dit.make_constants(self._dit, sigmas, width, height, text.states, text.pooled, guidance_scale)
+        )
+
+    def make_infuse_constants(
+        self,
+        sigmas: Sequence[float],
+        width: int,
+        height: int,
+        identity: mx.array,
+        text: Text,
+        control: mx.array,
+    ) -> infusenet.InfuseConstants:
+        control = control.astype(self._dtype)
+        return evaluated(
+            infusenet.make_infuse_constants(
+                self._infusenet, sigmas, width, height, identity, text.pooled, control
+            )
+        )
+
+    def infuse(
+        self, side: infusenet.InfuseConstants, step: int, latents: mx.array, scale: float
+    ) -> dit.Residuals:
+        return self._infuse(latents, side.at(step), scale)
+
+    def velocity(
+        self, base: dit.Constants, step: int, latents: mx.array, residuals: dit.Residuals | None = None
+    ) -> mx.array:
+        return self._velocity(latents, base.at(step), residuals)
+
+    def decode(self, latents: mx.array, width: int, height: int) -> np.ndarray:
+        unpacked = unpack_latents(self.numpy(latents), width, height).transpose(0, 2, 3, 1)  # (1, h, w, 16)
+        mx.clear_cache()  # the loop's buffers fit nothing in the VAE, whose peak is the higher
+        pixels = self.numpy(self._vae.decode(self.array(unpacked)))[0]  # (H, W, 3)
+        mx.clear_cache()
+        return np.clip(pixels / 2 + 0.5, 0, 1)
+
+    def array(self, values: np.ndarray) -> mx.array:
+        return mx.array(np.asarray(values, np.float32))
+
+    def numpy(self, array: mx.array) -> np.ndarray:
+        return np.array(array.astype(mx.float32))
+
+    def evaluate(self, latents: mx.array) -> None:
+        mx.eval(latents)
+
+    @contextmanager
+    def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[str]]:
+        files = [(self._read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
+        if not files:
+            yield []
+            return
+        branches = Branches(self._dit, ((file.deltas, scale) for file, scale in files), self._dtype)
+        self._compile()
+        try:
+            yield [note for file, _ in files for note in file.notes]
+        finally:
+            branches.detach()
+            self._compile()
+
+    def _read_lora(self, path: str | Path) -> LoraFile:
+        """A LoRA by its path, size and time: known ones are not read again."""
+        path = Path(path)
+        known = path.stat() if path.is_file() else None
+        key = known and (str(path), known.st_size, known.st_mtime_ns)
+        return self.cache("lora", key, lambda: read_lora(path, linear_shapes(self._dit)))
+
+    def _rest_encoders(self) -> None:
+        """Before the loop, where memory is short: CLIP and T5 go until the next new prompt."""
+        if self.offload:
+            self._clip.drop()
+            self._t5.drop()
+        mx.clear_cache()
+
+
+class Encoder:
+    """A text encoder that can be dropped, and is read again when it is next wanted."""
+
+    def __init__(self, read: Callable[[], nn.Module]):
+        self._read, self._network = read, read()
+
+    def network(self) -> nn.Module:
+        if self._network is None:
+            self._network = self._read()
+        return self._network
+
+    def drop(self) -> None:
+        self._network = None
+
+
+def evaluated(constants: Any) -> Any:
+    """Computed now and once: a lazy constant would be computed in every step."""
+    mx.eval(constants)
+    return constants
