@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from infu.batch import read_batch
 from infu.errors import InfuError, MissingFile
 from infu.metadata import save_picture
-from infu.options import PATHS, ModelOptions, OutputOptions, PictureOptions, spread
-from infu.pipeline import Result
+from infu.options import PATHS, ModelOptions, OutputOptions, PictureOptions, read_array, spread
+from infu.pipeline import Result, check_noise
 from infu.pipeline import generate as make_picture
 from infu.request import GenerationRequest, Lora
 
@@ -55,13 +56,16 @@ def generate(
     Without --base_model_path and --model_dir the mini model that ships with InfU makes them.
     """
     with reported(output):
-        request = picture.request()
+        request, noise = picture.request(), read_array("noise", picture.noise)
+        if noise is not None:
+            noise = check_noise(request, noise)
         loading = model.loading()
         make_folder(out_results_dir)
         backend = load(loading, output)
         wanted = {"realism": picture.enable_realism_lora, "anti_blur": picture.enable_anti_blur_lora}
         loras = [find_lora(backend, name) for name, on in wanted.items() if on]
-        make_pictures(request.replace(plugins=(*loras, *request.plugins)), backend, out_results_dir, output)
+        request = request.replace(plugins=(*loras, *request.plugins))
+        make_pictures(request, backend, out_results_dir, output, noise=noise)
 
 
 @app.command()
@@ -176,28 +180,30 @@ def make_pictures(
     folder: Path,
     output: OutputOptions,
     line: int | None = None,
+    noise: np.ndarray | None = None,
 ) -> None:
     """The request's pictures one by one, each written as soon as it is there."""
-    for seed in request.seeds:
+    for k, seed in enumerate(request.seeds):
         started = time.perf_counter()
-        result = make_one(request.replace(seed=seed, num_images=1), backend, output)
-        path = write_picture(result, request, folder)
-        seconds = round(time.perf_counter() - started, 3)
-        for note in result.notes:
-            say(note, output)
+        own_noise = None if noise is None else noise[k : k + 1]
+        result = make_one(request.replace(seed=seed, num_images=1), own_noise, backend, output)
         values = {
-            "file": str(path),
+            "file": str(write_picture(result, request, folder)),
             "seed": seed,
-            "seconds": seconds,
+            "seconds": round(time.perf_counter() - started, 3),
             "notes": result.notes,
             "settings": result.metadata,
         }
+        for note in result.notes:
+            say(note, output)
         if line is not None:
             values = {"line": line} | values
-        typer.echo(json.dumps(values) if output.json else path)
+        typer.echo(json.dumps(values) if output.json else values["file"])
 
 
-def make_one(request: GenerationRequest, backend: "Backend", output: OutputOptions) -> Result:
+def make_one(
+    request: GenerationRequest, noise: np.ndarray | None, backend: "Backend", output: OutputOptions
+) -> Result:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -209,7 +215,7 @@ def make_one(request: GenerationRequest, backend: "Backend", output: OutputOptio
     )
     with Progress(*columns, console=Console(stderr=True), disable=output.json) as bar:
         task = bar.add_task(str(request.seed), total=request.num_steps)
-        return make_picture(request, backend, on_step=lambda step, *_: bar.update(task, completed=step))
+        return make_picture(request, backend, noise, lambda step, *_: bar.update(task, completed=step))
 
 
 def find_lora(backend: "Backend", name: str) -> Lora:

@@ -1,6 +1,7 @@
 """What is installed, which models are here, and what each way of loading one needs on this machine."""
 
 import importlib.util
+import itertools
 from typing import Any
 
 from infu.errors import InfuError
@@ -55,17 +56,12 @@ def find_model(**paths: Any) -> tuple[ModelFiles | None, dict[str, Any]]:
 def list_memory(files: ModelFiles | None, machine: dict[str, Any]) -> list[dict[str, Any]]:
     """What each choice needs, in bytes, and whether this machine has it."""
     rows = []
-    for dtype in DTYPES:
-        for quantize in QUANTIZED:
-            for offload in OFFLOADED:
-                needed = memory_needed(files, dtype, quantize, offload)
-                row = {
-                    "dtype": dtype,
-                    "quantize": quantize,
-                    "offload": offload,
-                    "fits": fits(needed, machine),
-                }
-                rows.append(row | {key: needed[key] for key in ("device", "main", "shared")})
+    for dtype, quantize, offload in itertools.product(DTYPES, QUANTIZED, OFFLOADED):
+        if quantize and offload == "sequential" and machine["device"] is None:
+            continue  # layers come from their files as they are: on a CPU the two do not go together
+        needed = memory_needed(files, dtype, quantize, offload)
+        row = {"dtype": dtype, "quantize": quantize, "offload": offload, "fits": fits(needed, machine)}
+        rows.append(row | {key: needed[key] for key in ("device", "main", "shared")})
     return rows
 
 

@@ -22,7 +22,7 @@ from infu.weights.files import WeightFiles, open_weights
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BITS = {8: 8.5, 4: 4.5}  # a weight with its share of the 16-bit scale and offset of its group of 64
-QUANTIZED = ("transformer", "infusenet", "text_encoder_2")
+LARGE = ("transformer", "infusenet", "text_encoder_2")  # these are quantised, and offloaded by layer
 STAGES = (("text_encoder", "text_encoder_2"), ("transformer", "infusenet", "projection"), ("vae",))
 TEXT_TOKENS = 512
 RESIDUALS = 14  # of InfuseNet, kept while the base runs
@@ -50,9 +50,9 @@ RELEASED = {  # FLUX.1-dev and InfiniteYou, counted from the names and shapes of
     "transformer": Network(11_901_408_320, 11_834_228_736, 339_831_296, 3072),
     "infusenet": Network(2_952_654_336, 2_906_652_672, 339_831_296, 3072),
     "text_encoder_2": Network(4_762_310_656, 4_630_511_616, 192_948_224, 4096),
-    "text_encoder": Network(123_060_480, 0, 7_087_872, 768),
+    "text_encoder": Network(123_060_480, 0, 37_945_344, 768),
     "vae": Network(83_819_683, 0, 16_524_800, 256),
-    "projection": Network(84_595_968, 0, 26_224_640, 1280),
+    "projection": Network(84_595_968, 0, 84_595_968, 1280),
 }
 
 
@@ -94,7 +94,7 @@ def weight_bytes(
 ) -> int:
     """Bytes of a network's weights, or of `numbers` of them that are like the rest."""
     numbers = network.total if numbers is None else numbers
-    packed = network.packed / network.total if quantize and name in QUANTIZED else 0.0
+    packed = network.packed / network.total if quantize and name in LARGE else 0.0
     return round(numbers * (packed * BITS.get(quantize, 0) / 8 + (1 - packed) * BYTES[dtype]))
 
 
@@ -133,7 +133,7 @@ def measure(weights: WeightFiles, name: str) -> Network:
         blocks[block[1] if block else key] += count
     return Network(
         total=sum(numbers.values()),
-        packed=sum(numbers[key] for key in matrices) if name in QUANTIZED else 0,
+        packed=sum(numbers[key] for key in matrices) if name in LARGE else 0,
         block=max(blocks.values()),
         width=full_size_channels(weights)
         if name == "vae"

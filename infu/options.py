@@ -12,9 +12,10 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import numpy as np
 import typer
 
-from infu.errors import InvalidRequest, MissingFile, UnknownName
+from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
 from infu.images import read_photo
 from infu.request import GenerationRequest, Lora
 
@@ -108,12 +109,21 @@ class PictureOptions:
     """What is asked for."""
 
     id_image: list[Path] = option([], "Photograph of the person; repeat for several of one person.")
+    id_embedding: Path | None = option(
+        None, "Instead of photographs: the face encoder's vector, an .npy file."
+    )
     control_image: Path | None = option(None, "Photograph whose head position to take.")
+    control_keypoints: Path | None = option(
+        None, "Instead of it: five points in pixels, (5, 2), an .npy file."
+    )
     prompt: str = option("A man, portrait, cinematic", "What the picture shows.")
     negative_prompt: str | None = option(None, "What it should not show; needs --true_cfg_scale above 1.")
     true_cfg_scale: float = option(1.0, "Above 1: a second pass with the negative prompt.")
     true_cfg_start_step: int = option(0, "First step of that second pass.")
     seed: int = option(0, "0: a random one.")
+    noise: Path | None = option(
+        None, "Instead of the seed's: (num_images, 16, height / 8, width / 8), an .npy file."
+    )
     num_images: int = option(1, "Pictures, with seeds counting up.")
     width: int = option(864, "Pixels, 64 to 2048.")
     height: int = option(1152, "Pixels, 64 to 2048.")
@@ -133,6 +143,8 @@ class PictureOptions:
             f.name for f in dataclasses.fields(GenerationRequest)
         }
         values = {name: getattr(self, name) for name in names - {"id_image", "seed"}}
+        for name in ("id_embedding", "control_keypoints"):
+            values[name] = read_array(name, values[name])
         values["id_images"] = self.id_image
         values["seed"] = self.seed or None
         values["plugins"] = [read_lora(text) for text in self.lora]
@@ -145,6 +157,23 @@ class OutputOptions:
 
     json: bool = option(False, "One JSON object per picture on standard output, and nothing else there.")
     debug: bool = option(False, "Show the trace of an error.")
+
+
+def read_array(name: str, path: Path | None) -> np.ndarray | None:
+    """The numbers of an `.npy` file. Raises `MissingFile`, `BrokenFile`."""
+    if path is None:
+        return None
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise MissingFile(f"There is no file {path.name!r} (--{name}). Check its name and folder.") from None
+    except (OSError, ValueError, EOFError):
+        array = None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise BrokenFile(
+            f"{path.name!r} (--{name}) is not an .npy file of numbers. Write it with numpy.save."
+        )
+    return array
 
 
 def read_lora(text: str) -> Lora:
