@@ -1,0 +1,104 @@
+"""Pictures between a client and the server: Gradio's raw file data <-> the very files, untouched by Gradio.
+
+`gr.Image` itself would clip a 16-bit photograph, and fail on HEIC or on a text named .jpg before we see it.
+"""
+
+import base64
+import io
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradio import FileData
+from gradio.utils import get_upload_folder, is_in_or_equal
+from PIL import Image
+
+from infu.errors import PhotoError
+from infu.images import read_photo
+from infu.metadata import picture_metadata, save_picture
+from infu.pipeline import Result, Step
+
+PREVIEW_SECONDS = 0.25  # at most four previews a second
+SWEEP_SECONDS, KEPT_SECONDS = 10 * 60, 45 * 60  # every file is gone within an hour of its last use
+SHOWN = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM")  # how the files begin that every browser shows
+
+
+def read_upload(sent: dict[str, Any] | None) -> str | bytes | None:
+    """What a client sent for a picture -> its path or bytes, for `read_photo`; None where it sent none.
+
+    Raises `PhotoError`.
+    """
+    if sent is None:
+        return None
+    if (sent.get("url") or "").startswith("data:"):
+        try:
+            return base64.b64decode(sent["url"].partition(",")[2])
+        except ValueError:
+            raise PhotoError("The picture's data URL is not base64. Send the picture again.") from None
+    path = sent.get("path")
+    if not path or not is_in_or_equal(path, get_upload_folder()):
+        raise PhotoError("A picture must be uploaded: send it with handle_file, or post it to /upload first.")
+    if not Path(path).is_file():
+        raise PhotoError(
+            "The picture is no longer on the server, which keeps it for an hour. Upload it again."
+        )
+    os.utime(path)  # the sweep goes by the time of the last use
+    return path
+
+
+def make_showable(source: str | bytes) -> dict[str, Any] | None:
+    """A photograph that not every browser shows (HEIC, TIFF) -> file data of a PNG with the pixels that will
+    be used; None for the others. Raises `PhotoError` for a file that is no photograph."""
+    start = source[:8] if isinstance(source, bytes) else read_start(source)
+    pixels = read_photo(source)
+    if start.startswith(SHOWN):
+        return None
+    path = make_folder() / "photograph.png"
+    Image.fromarray(pixels).save(path, compress_level=1)
+    return file_data(path)
+
+
+def save_pictures(result: Result) -> list[dict[str, Any]]:
+    """The pictures as PNG files in Gradio's cache, each with its own settings inside -> their file data."""
+    folder = make_folder()
+    files = []
+    for k, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+        path = folder / f"infiniteyou-seed-{seed}.png"
+        save_picture(image, path, picture_metadata(result.metadata, k))
+        files.append(file_data(path))
+    return files
+
+
+def with_previews(
+    events: Iterator[Step | Result],
+) -> Iterator[tuple[Step | Result, dict[str, Any] | None]]:
+    """Each event, and with a step, where one is due, its preview as file data. The JPEG is inside the
+    message: no file to clean up, and no second request for the client."""
+    shown = -PREVIEW_SECONDS
+    for event in events:
+        preview = None
+        if isinstance(event, Step) and time.monotonic() - shown >= PREVIEW_SECONDS:
+            jpeg = io.BytesIO()
+            event.preview().save(jpeg, "JPEG", quality=85)
+            preview = {"url": "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()}
+            shown = time.monotonic()
+        yield event, preview
+
+
+def read_start(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(8)
+
+
+def make_folder() -> Path:
+    """A new folder in Gradio's cache, whose name nobody can guess."""
+    folder = Path(get_upload_folder()) / secrets.token_hex(16)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def file_data(path: Path) -> dict[str, Any]:
+    return FileData(path=str(path), orig_name=path.name, mime_type="image/png").model_dump()

@@ -1,0 +1,56 @@
+"""Starts `python app.py` in a process of its own on a free port, waits for its page, and ends it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STARTING_SECONDS = 120  # on a busy machine Gradio alone takes 20 to import
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    files: Path  # where it keeps uploads and pictures
+    log: Path  # what it prints
+
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[Server]:
+    """The page of `python app.py OPTIONS`, its files and its log under `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = Server(f"http://127.0.0.1:{port}/", folder / "files", folder / "log.txt")
+    server.files.mkdir()
+    command = [sys.executable, ROOT / "app.py", "--host", "127.0.0.1", "--port", str(port), *options]
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(server.files), "PYTHONUNBUFFERED": "1"}
+    with server.log.open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(server, process)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_for(server: Server, process: subprocess.Popen) -> None:
+    end = time.monotonic() + STARTING_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(server.url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"The page did not come up.\n{server.printed()}")
