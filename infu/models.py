@@ -119,7 +119,8 @@ def versioned(
     if model_version not in here:
         raise MissingFile(
             f"This InfiniteYou folder has no {model_version}; it has {', '.join(here) or 'no version'}. "
-            f"Choose one that is there, or copy {RELEASE}/{model_version} into the folder."
+            f"Choose one that is there, copy {RELEASE}/{model_version} into the folder, or give the hub id "
+            f"{INFINITE_YOU} as model_dir."
         )
     folder = find_infinite_you(files.model_dir, model_version, infusenet_path is None, fetch)
     infusenet = find_infusenet(folder / RELEASE / model_version, infusenet_path, fetch)
@@ -232,7 +233,8 @@ def list_versions(model_dir: Path) -> tuple[str, ...]:
             f"model_dir ({model_dir.name!r}) is not an InfiniteYou folder: it has no {RELEASE}. Give the "
             f"folder that holds {RELEASE} and supports, or the hub id {INFINITE_YOU}."
         )
-    names = {path.name for path in folder.iterdir() if (path / "image_proj_model.bin").exists()}
+    signs = ("image_proj_model.bin", "InfuseNetModel")  # either: what of a version is missing is said later
+    names = {path.name for path in folder.iterdir() if any((path / sign).exists() for sign in signs)}
     return tuple(sorted(names, key=lambda name: (name not in VERSIONS, name)))
 
 
