@@ -1,10 +1,13 @@
 """The released pipeline's pictures, from every backend and from the command line."""
 
+import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from golden import FOLDERS, GOLDEN, LORA_CASES, read_golden
 from PIL import Image
 
@@ -36,3 +39,65 @@ def test_identity_tokens_and_latents_are_the_released_ones(backend):
     np.testing.assert_allclose(tokens, golden.arrays["tokens"], rtol=0, atol=1e-5)
     result = generate(golden.request, backend, noise=golden.noise)
     np.testing.assert_allclose(result.latents, golden.arrays["latents"], rtol=0, atol=1e-4)  # of size 4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_command_line_makes_the_released_picture(tmp_path, case):
+    golden = read_golden(case)
+    files = {"id_embedding": golden.request.id_embedding, "noise": golden.noise}
+    if golden.request.control_keypoints is not None:
+        files["control_keypoints"] = golden.request.control_keypoints
+    values = {name: getattr(golden.request, name) for name in FLAGS} | FOLDERS
+    for name, array in files.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        values[name] = tmp_path / f"{name}.npy"
+    flags = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    for lora in golden.request.plugins:
+        flags += ["--lora", f"{lora.path}:{lora.scale}"]
+    command = [sys.executable, "-m", "infu", "generate", "--backend", "pytorch", "--dtype", "float32", *flags]
+    run = subprocess.run([*command, "--out_results_dir", tmp_path / "out"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (file,) = (tmp_path / "out").iterdir()
+    with Image.open(file) as picture:
+        assert np.abs(np.asarray(picture).astype(int) - golden.image * 255).max() <= 1
+
+
+FLAGS = (
+    "prompt",
+    "width",
+    "height",
+    "num_steps",
+    "guidance_scale",
+    "infusenet_conditioning_scale",
+    "infusenet_guidance_start",
+    "infusenet_guidance_end",
+)
+
+
+@pytest.fixture(scope="module", params=["plain", "control"])
+def model_with_faces(request, tmp_path_factory):
+    """The golden model with the released face stack's files: the stand-in detector, and an IR-SE50 that sees
+    the case's embedding in every face (its last layer's weights are 0, its bias is the embedding)."""
+    folder = tmp_path_factory.mktemp("InfiniteYou")
+    shutil.copytree(FOLDERS["model_dir"], folder, dirs_exist_ok=True)
+    shutil.copytree(GOLDEN / "scrfd/antelopev2", folder / "supports/insightface/models/antelopev2")
+    manifest = json.loads((GOLDEN / "arcface/manifest.json").read_text())
+    state = {name: torch.zeros(shape) for name, shape in manifest.items()}
+    for name in state:
+        if name.endswith("running_var") or name == "output_layer.4.weight":
+            state[name] += 1
+    state["output_layer.3.bias"] = torch.from_numpy(read_golden(request.param).request.id_embedding)
+    (folder / "supports/facexlib").mkdir()
+    torch.save(state, folder / "supports/facexlib/recognition_arcface_ir_se50.pth")
+    return folder, [request.param] if request.param == "control" else ["plain", *LORA_CASES]
+
+
+def test_a_photograph_in_place_of_the_embedding_makes_the_same_picture(model_with_faces, monkeypatch):
+    folder, cases = model_with_faces
+    monkeypatch.setenv("INFU_CACHE", str(folder / "cache"))
+    backend = load_backend("pytorch", **FOLDERS | {"model_dir": folder}, dtype="float32")
+    for case in cases:
+        golden = read_golden(case)
+        request = golden.request.replace(id_embedding=None, id_image=GOLDEN / "scrfd/pictures/one.png")
+        result = generate(request, backend, noise=golden.noise)
+        np.testing.assert_allclose(result.pixels[0], golden.image, rtol=0, atol=1e-5)
