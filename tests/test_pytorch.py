@@ -17,7 +17,7 @@ from backends.pytorch.projection import Projection
 from backends.pytorch.quantise import quantize_linear
 from benchmarks.plain_way import PlainWay
 from infu import Cancelled, GenerationRequest, InfuError, Lora, generate
-from infu.errors import BrokenFile, NonFiniteError
+from infu.errors import BrokenFile, NonFiniteError, NotEnoughMemory
 
 MANIFESTS = Path(__file__).parent / "manifests"
 FLUX = {  # FLUX.1-dev's `transformer/config.json`
@@ -233,7 +233,12 @@ def test_infusenet_runs_only_inside_its_window(backend):
 def test_a_second_picture_of_the_same_face_and_prompt_runs_no_encoder(backend):
     golden = read_golden("control")
     generate(golden.request, backend, noise=golden.noise)
-    networks = [backend._clip.arrive(), backend._t5.arrive(), backend._vae.arrive().encoder, backend._projection]
+    networks = [
+        backend._clip.arrive(),
+        backend._t5.arrive(),
+        backend._vae.arrive().encoder,
+        backend._projection,
+    ]
     calls = []
     handles = [n.register_forward_hook(lambda module, *_: calls.append(module)) for n in networks]
     generate(golden.request.replace(seed=1), backend)
@@ -280,6 +285,19 @@ def test_numbers_that_are_not_finite_raise_and_make_no_black_picture(backend, pl
     assert np.array_equal(generate(golden.request, backend, noise=golden.noise).pixels, pixels)
 
 
+def test_a_full_device_is_told_in_words_and_leaves_the_backend_usable(backend, plain):
+    golden, pixels = plain
+
+    def fill(*_):  # what CUDA raises; a machine without a card cannot run out of its memory
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = backend._dit.arrive().x_embedder.register_forward_hook(fill)
+    with pytest.raises(NotEnoughMemory, match="quantize=8"):
+        generate(golden.request, backend, noise=golden.noise)
+    handle.remove()
+    assert np.array_equal(generate(golden.request, backend, noise=golden.noise).pixels, pixels)
+
+
 # Failures of loading.
 
 
@@ -294,7 +312,9 @@ def copy_model(folder: Path) -> dict[str, Path]:
 def test_a_failed_switch_leaves_the_working_version(tmp_path, plain):
     golden, pixels = plain
     folders = copy_model(tmp_path)
-    broken = tmp_path / "InfiniteYou/infu_flux_v1.0/sim_stage1/InfuseNetModel/diffusion_pytorch_model.safetensors"
+    broken = (
+        tmp_path / "InfiniteYou/infu_flux_v1.0/sim_stage1/InfuseNetModel/diffusion_pytorch_model.safetensors"
+    )
     whole = broken.read_bytes()
     backend = load_backend("pytorch", **folders, dtype="float32")
     assert set(backend.model_versions) == {"aes_stage2", "sim_stage1"}

@@ -1,7 +1,7 @@
 """PytorchBackend: diffusers' FLUX networks and InfuseNet behind `backends.base.Backend`, on CUDA or a CPU."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from backends.pytorch import dit, infusenet, load
 from backends.pytorch.load import load_network
 from backends.pytorch.lora import Branches, linear_shapes
 from backends.pytorch.resident import Resident
-from infu.errors import InvalidRequest
+from infu.errors import InvalidRequest, NotEnoughMemory
 from infu.face import FaceStack
 from infu.flow import read_scheduler
 from infu.models import ModelFiles, versioned
@@ -24,6 +24,24 @@ from infu.preview import read_latent_colours
 from infu.prompt import Tokenizers
 from infu.request import Lora
 from infu.weights.lora import LoraFile, read_lora
+
+
+def on_device(method: Callable) -> Callable:
+    """A method that runs networks: no gradients, and a full device is told as what to do about it."""
+
+    @functools.wraps(method)
+    def run(*args, **kwargs):
+        try:
+            with torch.inference_mode():
+                return method(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise NotEnoughMemory(
+                "The device's memory is full. Ask for a smaller picture, or load the model with quantize=8 "
+                'or 4, or with offload="model" or "sequential" (`python -m infu info` says what fits).'
+            ) from None
+
+    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +55,7 @@ class InfuseConstants:
 class PytorchBackend(Backend):
     name = "pytorch"
 
+    @on_device
     def __init__(self, files: ModelFiles, dtype: str | None, quantize: int | None, offload: str | None):
         """Load every network of `files`. Raises `InfuError` for what is missing, broken or does not fit."""
         super().__init__()
@@ -96,12 +115,13 @@ class PytorchBackend(Backend):
         self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
         self.cache.clear("identity")
 
+    @on_device
     def use_version(self, model_version: str) -> None:
         if model_version != self.model_version:
             with self.lock:
                 self._load_identity(versioned(self.files, model_version))
 
-    @torch.inference_mode()
+    @on_device
     def encode_prompt(self, prompt: str, max_length: int | None = None) -> Text:
         length = max_length or self.tokenizers.t5_length
 
@@ -116,7 +136,7 @@ class PytorchBackend(Backend):
 
         return self.cache("text", (prompt, length), encode)
 
-    @torch.inference_mode()
+    @on_device
     def encode_image(self, picture: np.ndarray) -> Tensor:
         def encode() -> Tensor:
             pixels = torch.from_numpy(picture).to(self.device).permute(2, 0, 1)[None]  # (1, 3, H, W)
@@ -129,7 +149,7 @@ class PytorchBackend(Backend):
 
         return self.cache("control", digest(picture), encode)
 
-    @torch.inference_mode()
+    @on_device
     def project_identity(self, embedding: np.ndarray) -> Tensor:
         width = self._projection.proj_in.in_features
         if embedding.shape != (width,):
@@ -142,14 +162,14 @@ class PytorchBackend(Backend):
 
         return self.cache("identity", digest(embedding), project)
 
-    @torch.inference_mode()
+    @on_device
     def make_base_constants(
         self, sigmas: Sequence[float], width: int, height: int, text: Text, guidance_scale: float
     ) -> dit.Constants:
         network = self._branches.attach(self._dit.arrive())
         return dit.make_constants(network, sigmas, width, height, text.states, text.pooled, guidance_scale)
 
-    @torch.inference_mode()
+    @on_device
     def make_infuse_constants(
         self, sigmas: Sequence[float], width: int, height: int, identity: Tensor, text: Text, control: Tensor
     ) -> InfuseConstants:
@@ -157,19 +177,19 @@ class PytorchBackend(Backend):
         constants = dit.make_constants(network, sigmas, width, height, identity, text.pooled, 1.0)
         return InfuseConstants(constants, control.to(self._dtype))
 
-    @torch.inference_mode()
+    @on_device
     def infuse(self, side: InfuseConstants, step: int, latents: Tensor, scale: float) -> dit.Residuals:
         network = self._infusenet.arrive()
         return infusenet.infuse(network, side.constants, step, latents.to(self._dtype), side.control, scale)
 
-    @torch.inference_mode()
+    @on_device
     def velocity(
         self, base: dit.Constants, step: int, latents: Tensor, residuals: dit.Residuals | None = None
     ) -> Tensor:
         network = self._branches.attach(self._dit.arrive())
         return dit.velocity(network, base, step, latents.to(self._dtype), residuals).float()
 
-    @torch.inference_mode()
+    @on_device
     def decode(self, latents: Tensor, width: int, height: int) -> np.ndarray:
         if self.device != "cpu":  # a CPU would read both again for the next picture of the request
             self._rest_denoiser()

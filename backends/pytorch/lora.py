@@ -27,7 +27,9 @@ class Branches:
             self.detach()
             for deltas, scale in self._loras:
                 for name, delta in deltas.items():
-                    down, up = (to_tensor(half).to(self._device, network.dtype) for half in (delta.down, delta.up))
+                    down, up = (
+                        to_tensor(half).to(self._device, network.dtype) for half in (delta.down, delta.up)
+                    )
                     hook = make_hook(down, up, scale * delta.factor)
                     self._handles.append(network.get_submodule(name).register_forward_hook(hook))
             self._network = network
