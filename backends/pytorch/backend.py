@@ -26,22 +26,22 @@ from infu.request import Lora
 from infu.weights.lora import LoraFile, read_lora
 
 
+@contextmanager
+def told_when_full() -> Iterator[None]:
+    """A full device is told as what to do about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise NotEnoughMemory(
+            "The device's memory is full. Ask for a smaller picture, or load the model with quantize=8 "
+            'or 4, or with offload="model" or "sequential" (`python -m infu info` says what fits).'
+        ) from None
+
+
 def on_device(method: Callable) -> Callable:
-    """A method that runs networks: no gradients, and a full device is told as what to do about it."""
-
-    @functools.wraps(method)
-    def run(*args, **kwargs):
-        try:
-            with torch.inference_mode():
-                return method(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            raise NotEnoughMemory(
-                "The device's memory is full. Ask for a smaller picture, or load the model with quantize=8 "
-                'or 4, or with offload="model" or "sequential" (`python -m infu info` says what fits).'
-            ) from None
-
-    return run
+    """A method that runs networks: without gradients."""
+    return told_when_full()(torch.inference_mode()(method))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class InfuseConstants:
 class PytorchBackend(Backend):
     name = "pytorch"
 
-    @on_device
+    @told_when_full()
     def __init__(self, files: ModelFiles, dtype: str | None, quantize: int | None, offload: str | None):
         """Load every network of `files`. Raises `InfuError` for what is missing, broken or does not fit."""
         super().__init__()
@@ -115,7 +115,7 @@ class PytorchBackend(Backend):
         self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
         self.cache.clear("identity")
 
-    @on_device
+    @told_when_full()
     def use_version(self, model_version: str) -> None:
         if model_version != self.model_version:
             with self.lock:
