@@ -1,0 +1,226 @@
+"""The page in a real browser: what a visitor does, from the photograph to the settings out of the picture."""
+
+import base64
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pillow_heif
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import Server, served
+from skimage.data import astronaut
+
+from infu.metadata import read_picture
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+PATIENCE = 60_000  # milliseconds: the machine may be busy with other things
+PROMPT = "an astronaut, watercolour"
+PREVIEW = re.compile("^data:image/jpeg;base64,")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("server")) as server:
+        yield server
+        assert "A request failed." not in server.printed()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    installed = shutil.which("chromium") or shutil.which("google-chrome")  # else Playwright's own
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=installed, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "astronaut.png"
+    Image.fromarray(astronaut()).save(path)
+    return path
+
+
+@contextmanager
+def visited(browser: Browser, server: Server, viewport: dict[str, int] = DESK) -> Iterator[Page]:
+    """The page, opened by a new visitor. At the end: no error in the console, no other host was asked."""
+    context = browser.new_context(viewport=viewport, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    errors, hosts = [], set()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.on("request", lambda request: hosts.update(re.findall("^(?:blob:)?[a-z]+://([^/]+)", request.url)))
+    page.goto(server.url)
+    expect(page.locator("#notice")).to_contain_text("untrained stand-in", timeout=PATIENCE)
+    yield page
+    context.close()
+    assert errors == []
+    assert hosts == {server.url.partition("://")[2].rstrip("/")}
+
+
+def set_field(page: Page, name: str, value: object) -> None:
+    field = page.locator(f"#{name} input[type=number]")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def field_value(page: Page, name: str) -> float:
+    return float(page.locator(f"#{name} input[type=number]").input_value())
+
+
+def upload(page: Page, photo: Path) -> None:
+    page.locator("#photo input[type=file]").set_input_files(photo)
+    expect(page.locator("#photo img")).to_be_visible(timeout=PATIENCE)
+
+
+def open_fold(page: Page) -> None:
+    page.locator("#advanced > button").click()
+    expect(page.locator("#num_steps")).to_be_visible()
+
+
+def expect_ready(page: Page) -> None:
+    expect(page.locator("#generate")).to_be_enabled(timeout=PATIENCE)
+    expect(page.locator("#stop")).to_be_disabled(timeout=PATIENCE)
+
+
+def step_of(page: Page) -> int:
+    expect(page.locator("#progress")).to_contain_text(re.compile(r"Step \d+ of"), timeout=PATIENCE)
+    return int(page.locator("#progress").inner_text().split()[1])
+
+
+def drop(page: Page, zone: str, path: Path) -> None:
+    """Drop a file on a zone as a mouse does."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        """([content, name]) => {
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, { type: "image/png" }));
+            return transfer;
+        }""",
+        [content, path.name],
+    )
+    page.locator(f"{zone} button[aria-dropeffect]").dispatch_event("drop", {"dataTransfer": transfer})
+
+
+def test_a_visitor_makes_stops_downloads_and_brings_back_a_picture(
+    browser: Browser, server: Server, photo: Path, tmp_path: Path
+):
+    with visited(browser, server) as page:
+        upload(page, photo)
+        page.locator("#prompt textarea").fill(PROMPT)
+        open_fold(page)
+        for name, value in {"width": 256, "height": 328, "num_steps": 200}.items():
+            set_field(page, name, value)
+
+        page.locator("#generate").click()
+        expect(page.locator("#stop")).to_be_enabled()
+        expect(page.locator("#generate")).to_be_disabled()
+        preview = page.locator("#picture img")
+        expect(preview).to_have_attribute("src", PREVIEW, timeout=PATIENCE)
+        seen = set()
+        while len(seen) < 3:  # the first, and two changes
+            seen.add(preview.get_attribute("src"))
+            page.wait_for_timeout(50)
+        expect(page.locator("#progress")).to_contain_text(re.compile(r"Step \d+ of 200"))
+        page.locator("#stop").click()
+        expect(page.locator("#progress")).to_contain_text("Stopped.")
+        expect_ready(page)
+
+        set_field(page, "num_steps", 8)
+        page.locator("#generate").click()
+        expect(page.locator("#progress")).to_contain_text("Done in", timeout=PATIENCE)
+        expect_ready(page)
+        seed = int(page.locator("#seed_used input, #seed_used textarea").input_value())
+        expect(page.locator("#picture")).to_contain_text(f"Generated Image, seed = {seed}")
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        with Image.open(path) as picture:
+            assert (picture.format, picture.size) == ("PNG", (256, 328))
+        made = read_picture(path)
+        asked = {"prompt": PROMPT, "seed": seed, "width": 256, "height": 328, "num_steps": 8}
+        assert {name: made[name] for name in asked} == asked
+
+        page.locator("#prompt textarea").fill("something else")
+        changes = {"width": 512, "height": 512, "num_steps": 3, "seed": 1, "guidance_scale": 2}
+        for name, value in changes.items():
+            set_field(page, name, value)
+        set_field(page, "infusenet_guidance_end", 0.5)
+        page.get_by_label("Realism LoRA").check()
+        page.locator("#model_version input").click()
+        page.get_by_role("option", name="sim_stage1").click()
+        drop(page, "#source", path)
+        expect(page.locator("#prompt textarea")).to_have_value(asked["prompt"])
+        for name in (*changes, "infusenet_guidance_end"):
+            assert field_value(page, name) == made[name]
+        expect(page.get_by_label("Realism LoRA")).not_to_be_checked()
+        expect(page.locator("#model_version input")).to_have_value(re.compile("aes_stage2"))
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_nothing_is_wider_than_the_screen(browser: Browser, server: Server, photo: Path, viewport: dict):
+    with visited(browser, server, viewport) as page:
+        upload(page, photo)
+        open_fold(page)
+        for name in ("photo", "prompt", "generate", "picture", "download", "model_version", "num_steps"):
+            box = page.locator(f"#{name}").bounding_box()
+            assert 0 <= box["x"] and box["x"] + box["width"] <= viewport["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
+def test_a_file_that_is_no_photograph_is_told_at_once(browser: Browser, server: Server, tmp_path: Path):
+    (tmp_path / "a.jpg").write_text("not a picture")
+    with visited(browser, server) as page:
+        page.locator("#photo input[type=file]").set_input_files(tmp_path / "a.jpg")
+        toast = page.get_by_test_id("toast-body")
+        expect(toast).to_contain_text("The file 'a.jpg' is text, not a picture.", timeout=PATIENCE)
+        expect(page.locator("#photo img")).to_have_count(0)
+        page.locator("#generate").click()
+        expect(page.locator("body")).to_contain_text("Give a photograph of a face.", timeout=PATIENCE)
+        expect(page.locator("#progress")).to_contain_text("No picture was made.")
+        expect_ready(page)
+
+
+def test_a_photograph_that_the_browser_cannot_show_is_shown(browser: Browser, server: Server, tmp_path: Path):
+    path = tmp_path / "phone.heic"
+    pillow_heif.from_pillow(Image.fromarray(astronaut())).save(path, quality=90)
+    with visited(browser, server) as page:
+        page.locator("#photo input[type=file]").set_input_files(path)
+        shown = page.locator("#photo img")
+        expect(shown).to_have_attribute("src", re.compile(r"\.png$"), timeout=PATIENCE)
+        page.wait_for_function("document.querySelector('#photo img').naturalWidth === 512")
+
+
+def test_a_visitor_who_leaves_frees_the_device(browser: Browser, server: Server, photo: Path):
+    with visited(browser, server) as page:
+        upload(page, photo)
+        open_fold(page)
+        for name, value in {"width": 384, "height": 512, "num_steps": 200}.items():
+            set_field(page, name, value)
+        page.locator("#generate").click()
+        first = step_of(page)
+        page.wait_for_timeout(2000)
+        step_seconds = 2 / (step_of(page) - first)
+    left = time.monotonic()
+    client = Client(server.url, verbose=False)
+    client.predict(handle_file(photo), width=128, height=128, num_steps=1, api_name="/generate_image")
+    assert time.monotonic() - left < 100 * step_seconds + 5  # a run that went on had some 180 steps to go
