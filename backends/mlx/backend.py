@@ -57,7 +57,7 @@ class MlxBackend(Backend):
         self._t5 = Encoder(
             lambda: load.load_t5(files.text_encoder_2, base / "text_encoder_2", self._dtype, quantize)
         )
-        self._rest_encoders()  # read once, so that a broken file is reported here and not by the first request
+        self._rest_encoders()  # read all the same: a broken file is reported here, not by the first request
         self._vae = load.load_vae(files.vae, base / "vae", self._dtype)
         self._dit = load.load_dit(files.transformer, base / "transformer", self._dtype, quantize)
         t5_length = 512 if self._dit.config.guidance_embeds else 256  # dev and schnell

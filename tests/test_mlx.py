@@ -1,0 +1,389 @@
+"""The MLX backend: precision, quantisation, LoRA, memory, threads, what one request leaves to the next."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from golden import FOLDERS, GOLDEN, KOHYA, PEFT, read_golden
+from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
+
+from backends import load_backend
+from backends.mlx import dit, infusenet, load, t5
+from backends.mlx.quantise import quantise_layers
+from backends.mlx.save import save_quantised
+from infu import Cancelled, GenerationRequest, InfuError, Lora, generate
+from infu.models import locate
+from infu.pipeline import stream
+from infu.weights.lora import read_lora
+
+ROOT = Path(__file__).parents[1]
+SMALL = GenerationRequest(  # a second: few tokens, few steps
+    "A man",
+    id_embedding=np.linspace(-1, 1, 512),
+    width=64,
+    height=64,
+    seed=3,
+    num_steps=3,
+    max_sequence_length=16,
+)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return load_backend("mlx", **FOLDERS, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def small(backend):
+    return generate(SMALL, backend).pixels
+
+
+# Precision.
+
+
+def test_bfloat16_is_as_near_the_golden_picture_as_pytorchs():
+    golden = read_golden("plain")
+    errors = {}
+    for name in ("mlx", "pytorch"):
+        pixels = generate(
+            golden.request, load_backend(name, **FOLDERS, dtype="bfloat16"), noise=golden.noise
+        ).pixels
+        errors[name] = np.abs(pixels[0] - golden.image).mean()
+    assert 0 < errors["mlx"] < 1.5 * errors["pytorch"]
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (80, 112)])
+def test_compiled_steps_are_the_plain_ones(backend, shape):
+    request = SMALL.replace(width=shape[0], height=shape[1])
+    compiled = generate(request, backend).latents
+    mx.disable_compile()
+    try:
+        backend._compile()
+        plain = generate(request, backend).latents
+    finally:
+        mx.enable_compile()
+        backend._compile()
+    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
+
+
+# Quantisation.
+
+
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.008), (6, 0.03), (4, 0.12), (3, 0.25)])
+def test_a_quantised_layer_of_fluxs_width_has_the_error_of_its_bits(bits, error):
+    weight = np.random.default_rng(0).standard_normal((96, 3072), np.float32) / math.sqrt(3072)
+    x = mx.array(np.random.default_rng(1).standard_normal((5, 3072), np.float32))
+    layer = Block()
+    load.load_weights(quantise_layers(layer, bits), {"block.weight": weight}, mx.float32)
+    exact = x @ mx.array(weight).T
+    relative = (mx.linalg.norm(layer.block(x) - exact) / mx.linalg.norm(exact)).item()
+    assert error / 2 < relative < error  # formats.md: about .006, .022, .09, .19
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Linear(3072, 96, bias=False)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 8.6), (4, 4.6)])
+def test_the_large_networks_take_the_bits_promised_at_full_size(bits, most):
+    flux = (128, 24, 4096, 768, True, (16, 56, 56))
+    networks = [
+        dit.DiT(dit.FluxConfig(64, 19, 38, *flux)),
+        infusenet.InfuseNet(dit.FluxConfig(64, 4, 10, *flux)),
+        t5.T5(t5.T5Config(32128, 4096, 64, 10240, 24, 64, 32, 128, 1e-6)),
+    ]
+    numbers = stored = 0
+    for network in networks:
+        for _, module in quantise_layers(network, bits).named_modules():
+            if isinstance(module, nn.QuantizedLinear):
+                numbers += module.weight.size * 32 // bits
+                stored += (
+                    module.weight.size * 32 + 2 * module.scales.size * 16
+                )  # packed; scales, biases in bfloat16
+            elif isinstance(module, nn.Linear):
+                numbers, stored = numbers + module.weight.size, stored + module.weight.size * 16
+    assert numbers > 19e9 and stored / numbers <= most
+
+
+@pytest.mark.parametrize(("bits", "mean"), [(8, 0.002), (6, 0.006), (4, 0.025), (3, 0.06)])
+def test_quantised_models_stay_near_the_golden_picture_and_are_saved_bit_for_bit(bits, mean, tmp_path):
+    golden = read_golden("plain")
+    quantised = load_backend("mlx", **FOLDERS, dtype="float32", quantize=bits)
+    pixels = generate(golden.request, quantised, noise=golden.noise).pixels
+    assert np.abs(pixels[0] - golden.image).mean() < mean  # measured: .0008, .0034, .013, .030
+    save_quantised(locate(**FOLDERS), tmp_path / "saved", bits, "float32")
+    folders = {"base_model_path": tmp_path / "saved/base", "model_dir": tmp_path / "saved/InfiniteYou"}
+    saved = load_backend("mlx", **folders, dtype="float32")
+    assert np.array_equal(generate(SMALL, saved).latents, generate(SMALL, quantised).latents)
+
+
+def test_a_quantised_folder_says_what_it_holds_and_is_not_quantised_again(tmp_path):
+    folder = tmp_path / "saved"
+    save_quantised(locate(base_model_path=FOLDERS["base_model_path"]), folder, 4)
+    assert json.loads((folder / "base/transformer/config.json").read_text())["quantization"]["bits"] == 4
+    original = (GOLDEN / "base/transformer/diffusion_pytorch_model.safetensors").stat().st_size
+    assert (
+        folder / "base/transformer/model.safetensors"
+    ).stat().st_size < 0.25 * original  # 4.5 of 32 bits, and biases
+    with pytest.raises(InfuError, match="holds weights of 4 bits, which cannot become 8"):
+        load_backend("mlx", base_model_path=folder / "base", quantize=8)
+    with pytest.raises(InfuError, match="exists already"):
+        save_quantised(locate(base_model_path=FOLDERS["base_model_path"]), folder, 4)
+
+
+@pytest.fixture(scope="module")
+def mid_size(tmp_path_factory) -> Path:
+    """A DiT of 43 million random numbers, bfloat16: 86 MB, its largest tensor 7 MB."""
+    config = dict(
+        in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=64, num_attention_heads=12
+    )
+    config |= dict(
+        joint_attention_dim=512, pooled_projection_dim=256, guidance_embeds=True, axes_dims_rope=[16, 24, 24]
+    )
+    folder = tmp_path_factory.mktemp("mid_size")
+    places = load.find_places(dit.DiT(dit.FluxConfig(**config)))
+    weights = {
+        name: mx.random.normal(place.shape).astype(mx.bfloat16) * 0.03 for name, place in places.items()
+    }
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 3, None])
+def test_loading_never_holds_more_than_the_result_and_the_largest_tensor(bits, mid_size):
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    network = load.load_dit(mid_size, mid_size, mx.bfloat16, bits)
+    peak = mx.get_peak_memory() - before
+    result = sum(array.nbytes for _, array in tree_flatten(network.parameters()))
+    largest = 6 * 768 * 768 * 2  # a double block's modulation
+    assert 43e6 * (bits or 16) / 8 <= result <= peak <= result + 1.01 * largest
+
+
+# LoRA.
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_a_lora_is_its_delta_on_every_kind_of_layer_and_leaves_no_trace(bits, small, backend):
+    quantised = backend if bits is None else load_backend("mlx", **FOLDERS, dtype="float32", quantize=bits)
+    before = generate(SMALL, quantised).pixels
+    layer = quantised._dit.transformer_blocks[1].attn.to_q
+    x = mx.array(np.random.default_rng(0).standard_normal((1, 7, 64), np.float32))
+    plain = layer(x)
+    delta = read_lora(PEFT, {"transformer_blocks.1.attn.to_q": (64, 64)}).deltas[
+        "transformer_blocks.1.attn.to_q"
+    ]
+    change = 0.7 * delta.factor * delta.up.astype(np.float64) @ delta.down.astype(np.float64)
+    with quantised.plugged([Lora(PEFT, 0.7), Lora(KOHYA, 0)]):
+        branched = quantised._dit.transformer_blocks[1].attn.to_q(x)
+        assert np.abs(np.array(branched - plain) - np.array(x) @ change.T).max() < 1e-5
+    assert quantised._dit.transformer_blocks[1].attn.to_q is layer
+    with_lora = generate(SMALL.replace(plugins=[Lora(PEFT, 1.0), Lora(KOHYA, -0.5)]), quantised).pixels
+    assert not np.array_equal(with_lora, before)
+    assert np.array_equal(generate(SMALL, quantised).pixels, before)
+    if bits is None:
+        assert np.array_equal(before, small)
+
+
+# One request after another.
+
+
+def test_two_runs_are_bit_identical_and_equal_to_a_fresh_process(backend, small, tmp_path):
+    def stop(step, num_steps, preview):
+        assert preview().size == (8, 8)
+        if step == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        generate(SMALL.replace(plugins=[Lora(PEFT)]), backend, on_step=stop)
+    again = generate(SMALL, backend).pixels
+    code = (
+        "import sys; sys.path.append('tests'); import numpy as np;"
+        "from test_mlx import FOLDERS, SMALL, generate, load_backend;"
+        "np.save(sys.argv[1], generate(SMALL, load_backend('mlx', **FOLDERS, dtype='float32')).pixels)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "fresh.npy"], check=True, cwd=ROOT)
+    assert np.array_equal(again, small) and np.array_equal(np.load(tmp_path / "fresh.npy"), small)
+
+
+def test_steps_may_run_in_different_threads(backend, small):
+    """As Gradio does: it asks a generator for each step in whichever of its threads is free."""
+    events, failures = [], []
+    run = stream(SMALL, backend)
+
+    def advance():
+        try:
+            events.append(next(run))
+            if len(events) <= SMALL.num_steps:
+                events[-1].preview()
+        except Exception as error:
+            failures.append(error)
+
+    for _ in range(SMALL.num_steps + 1):
+        thread = threading.Thread(target=advance)
+        thread.start()
+        thread.join()
+    assert failures == [] and np.array_equal(events[-1].pixels, small)
+
+
+def test_a_step_is_evaluated_once_and_memory_does_not_grow(backend, monkeypatch):
+    evaluations, memory = [], []
+    evaluate = mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *arrays: (evaluations.append(1), evaluate(*arrays)))
+
+    def watch(step, num_steps, preview):
+        memory.append(mx.get_active_memory())
+        watch.counts.append(len(evaluations))
+
+    watch.counts = []
+    generate(SMALL.replace(num_steps=8), backend, on_step=watch)
+    assert np.diff(watch.counts).tolist() == [1] * 7
+    assert max(memory[1:]) - min(memory[1:]) < 1e5
+
+
+class Counting(nn.Module):
+    """A layer that counts how often it is called."""
+
+    def __init__(self, layer: nn.Module, calls: list):
+        super().__init__()
+        self.layer, self.calls = layer, calls
+
+    def __call__(self, *args):
+        self.calls.append(1)
+        return self.layer(*args)
+
+
+def test_what_is_constant_in_a_picture_is_computed_once(backend):
+    calls = {"text": [], "double": [], "single": [], "out": [], "control": []}
+    both = [backend._dit, backend._infusenet]
+    layers = [(network, "context_embedder", "text") for network in both]
+    layers += [(network.transformer_blocks[0].norm1, "linear", "double") for network in both]
+    layers += [(network.single_transformer_blocks[0].norm, "linear", "single") for network in both]
+    layers += [
+        (backend._dit.norm_out, "linear", "out"),
+        (backend._infusenet, "controlnet_x_embedder", "control"),
+    ]
+    originals = [owner[name] for owner, name, _ in layers]
+    for (owner, name, kind), layer in zip(layers, originals, strict=True):
+        owner[name] = Counting(layer, calls[kind])
+    try:
+        generate(SMALL, backend)
+    finally:
+        for (owner, name, _), layer in zip(layers, originals, strict=True):
+            owner[name] = layer
+    assert {kind: len(made) for kind, made in calls.items()} == dict(
+        text=2, double=2, single=2, out=1, control=1
+    )
+
+
+def test_a_second_picture_of_the_same_face_and_prompt_runs_no_encoder(backend, monkeypatch):
+    generate(SMALL, backend)
+    calls = []
+    for owner in (backend._clip.network(), backend._t5.network(), backend._vae, backend._projection):
+        kind = type(owner)
+        name = "encode" if kind.__name__ == "VAE" else "__call__"
+        original = getattr(kind, name)
+
+        def counted(*args, kind=kind, original=original):
+            calls.append(kind.__name__)
+            return original(*args)
+
+        monkeypatch.setattr(kind, name, counted)
+    generate(SMALL.replace(seed=9), backend)
+    assert calls == []
+    generate(SMALL.replace(prompt="Another sentence"), backend)
+    assert calls == ["CLIP", "T5"]
+
+
+# Memory.
+
+
+def test_where_memory_is_short_the_encoders_are_gone_while_denoising(small):
+    loaded = load_backend("mlx", **FOLDERS, dtype="float32", offload="model")
+    encoders = sum(
+        array.nbytes
+        for encoder in (loaded._clip, loaded._t5)
+        for _, array in tree_flatten(encoder.network().parameters())
+    )
+    with_encoders = mx.get_active_memory()
+    during = []
+    pixels = generate(SMALL, loaded, on_step=lambda *_: during.append(mx.get_active_memory())).pixels
+    assert np.array_equal(pixels, small)
+    assert max(during) < with_encoders - encoders + 1e6  # latents and constants
+
+
+def test_memory_that_is_short_is_noticed_without_being_told(monkeypatch):
+    machine = {"memory": 2e6, "usable": 1.5e6, "available": 1e6, "device": "Apple GPU", "device_memory": None}
+    monkeypatch.setattr("backends.mlx.backend.read_machine", lambda: machine)
+    assert load_backend("mlx", **FOLDERS).offload == "model"
+    monkeypatch.setattr("backends.mlx.backend.read_machine", lambda: machine | {"usable": 1e12})
+    assert load_backend("mlx", **FOLDERS).offload is None
+
+
+def test_no_torch_is_imported_to_generate():
+    code = (
+        "import sys; sys.path.append('tests'); from golden import FOLDERS; from backends import load_backend;"
+        "from infu import GenerationRequest, generate;"
+        "request = GenerationRequest('a', width=64, height=64, num_steps=1, max_sequence_length=8);"
+        "generate(request, load_backend('mlx', **FOLDERS));"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'accelerate') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# Failures.
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"quantize": 5}, "8, 6, 4 or 3 bits"),
+        ({"quantize": 2}, "8, 6, 4 or 3 bits"),
+        ({"dtype": "float16"}, "NaN in float16"),
+        ({"offload": "sequential"}, 'offload="model"'),
+    ],
+)
+def test_what_mlx_cannot_do_is_said_in_a_sentence(options, says):
+    with pytest.raises(InfuError, match=says):
+        load_backend("mlx", **FOLDERS, **options)
+
+
+def test_a_failed_switch_leaves_the_working_version(tmp_path):
+    for name, source in (("base", "base_model_path"), ("InfiniteYou", "model_dir")):
+        shutil.copytree(FOLDERS[source], tmp_path / name)
+    release = tmp_path / "InfiniteYou/infu_flux_v1.0"
+    shutil.copytree(release / "aes_stage2", release / "sim_stage1")
+    broken = release / "sim_stage1/InfuseNetModel/diffusion_pytorch_model.safetensors"
+    tensors = load_file(broken)
+    loaded = load_backend(
+        "mlx", base_model_path=tmp_path / "base", model_dir=tmp_path / "InfiniteYou", dtype="float32"
+    )
+    before, network = generate(SMALL, loaded).pixels, loaded._dit
+    save_file({name: tensor for name, tensor in tensors.items() if "controlnet_x" not in name}, broken)
+    with pytest.raises(
+        InfuError, match=r"missing controlnet_x_embedder\.weight, controlnet_x_embedder\.bias"
+    ):
+        loaded.use_version("sim_stage1")
+    assert loaded.model_version == "aes_stage2" and np.array_equal(generate(SMALL, loaded).pixels, before)
+    save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, broken)
+    loaded.use_version("sim_stage1")
+    assert loaded.model_version == "sim_stage1" and loaded._dit is network  # the DiT stays
+    assert not np.array_equal(generate(SMALL, loaded).pixels, before)
+
+
+def test_the_face_embedding_must_have_the_models_length(backend):
+    with pytest.raises(InfuError, match="has 192 numbers; this model's projection reads 512"):
+        generate(SMALL.replace(id_embedding=np.ones(192)), backend)
