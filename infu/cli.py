@@ -213,7 +213,8 @@ def make_one(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=output.json) as bar:
+    unseen = output.json or not sys.stderr.isatty()  # a log wants no bar
+    with Progress(*columns, console=Console(stderr=True), disable=unseen) as bar:
         task = bar.add_task(str(request.seed), total=request.num_steps)
         return make_picture(request, backend, noise, lambda step, *_: bar.update(task, completed=step))
 
