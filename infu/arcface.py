@@ -6,6 +6,7 @@ in [-1, 1]; out: (1, 512), of unit length.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -38,7 +39,7 @@ def load_arcface(path: Path):  # -> onnxruntime.InferenceSession
             return open_session(converted, converted.name)
         except BrokenFile:  # a full disk, once; made again below
             pass
-    model = convert(path)
+    model = convert(read_torch_file(path), path.name)
     write_whole(converted, model)
     return open_session(model, path.name)
 
@@ -66,19 +67,20 @@ def write_whole(file: Path, content: bytes) -> None:
         part.write_bytes(content)
         os.replace(part, file)
     except OSError:  # no space, no right: the next run converts again
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
-def convert(path: Path) -> bytes:
-    """The `.pth` -> the bytes of an ONNX file. Every tensor is used once, all others are named."""
-    weights = read_torch_file(path)
+def convert(weights: Any, name: str) -> bytes:
+    """A state dict -> the bytes of an ONNX file. Every tensor is used once, all others are named. `name` is
+    what errors call the file."""
     if not isinstance(weights, dict) or not all(isinstance(value, np.ndarray) for value in weights.values()):
-        raise BrokenFile(f"{path.name} is not a state dict. Run `python -m infu download`.")
-    graph = Graph(path.name, weights)
+        raise BrokenFile(f"{name} is not a state dict. Run `python -m infu download`.")
+    graph = Graph(name, weights)
     make_network(graph)
-    unused = [name for name in weights if name not in graph.used and not name.endswith("num_batches_tracked")]
+    unused = [key for key in weights if key not in graph.used and not key.endswith("num_batches_tracked")]
     if unused:
-        raise BrokenFile(f"{path.name} holds tensors that ArcFace IR-SE50 does not have: {fold(unused)}.")
+        raise BrokenFile(f"{name} holds tensors that ArcFace IR-SE50 does not have: {fold(unused)}.")
     return graph.to_bytes()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from infu.detectors import EMBEDDED, open_session
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Recogniser:
     """`session`: an onnxruntime session; `size`: how many numbers it makes of a face; the rest: how it wants
     its input."""

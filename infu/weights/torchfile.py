@@ -78,7 +78,7 @@ class Tensor:
 
     def __post_init__(self):
         numbers = (self.offset, *self.shape, *self.strides)
-        if not all(type(number) is int and number >= 0 for number in numbers):
+        if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
             raise ValueError("a shape that is none")
         if len(self.shape) != len(self.strides) or len(self.shape) > 32:
             raise ValueError("shape and strides do not match")
@@ -107,7 +107,8 @@ def read_torch_file(path: Path) -> Any:
                 raise BrokenFile(f"{path.name} {looks_like(start)}. Download it again.")
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         value, places = read_zip(path, data) if start.startswith(b"PK") else read_legacy(data)
-        return resolve(value, data, places, {})
+        storages = {storage: map_storage(storage, data, start) for storage, start in places.items()}
+        return resolve(value, storages, {})
     except Refused as refused:
         raise BrokenFile(
             f"{path.name} asks for {refused}, which no tensor needs. Such a file may be made to do harm: "
@@ -178,10 +179,20 @@ def read_legacy(data: mmap.mmap) -> tuple[Any, dict[Storage, int]]:
     return value, places
 
 
-def resolve(value: Any, data: mmap.mmap, places: dict[Storage, int], seen: dict[int, Any]) -> Any:
+def map_storage(storage: Storage, data: mmap.mmap, start: int) -> np.ndarray:
+    """A storage's numbers where they lie in the mapped file."""
+    if not storage.numel:
+        return np.zeros(0, storage.dtype)
+    raw = np.frombuffer(data, np.uint8, storage.numel * storage.dtype.itemsize, start)
+    if start % storage.dtype.itemsize:
+        raw = raw.copy()  # an unaligned view is slow, and refused by some
+    return raw.view(storage.dtype)
+
+
+def resolve(value: Any, storages: dict[Storage, np.ndarray], seen: dict[int, Any]) -> Any:
     """The value, tensors made arrays. A shared container stays shared; one inside itself is refused."""
     if isinstance(value, Tensor):
-        return make_array(value, data, places[value.storage])
+        return make_array(value, storages[value.storage])
     if value is None or isinstance(value, str | int | float):
         return value
     if not isinstance(value, dict | list | tuple):
@@ -189,24 +200,18 @@ def resolve(value: Any, data: mmap.mmap, places: dict[Storage, int], seen: dict[
     if id(value) not in seen:
         seen[id(value)] = None
         if isinstance(value, dict):
-            seen[id(value)] = {key: resolve(item, data, places, seen) for key, item in value.items()}
+            seen[id(value)] = {key: resolve(item, storages, seen) for key, item in value.items()}
         else:
-            seen[id(value)] = type(value)(resolve(item, data, places, seen) for item in value)
+            seen[id(value)] = type(value)(resolve(item, storages, seen) for item in value)
     if seen[id(value)] is None:
         raise ValueError("a container inside itself")
     return seen[id(value)]
 
 
-def make_array(tensor: Tensor, data: mmap.mmap, start: int) -> np.ndarray:
-    storage = tensor.storage
-    if not storage.numel or not math.prod(tensor.shape):
-        return np.zeros(tensor.shape, storage.dtype)
-    numbers = np.frombuffer(data, np.uint8, storage.numel * storage.dtype.itemsize, start)
-    if start % storage.dtype.itemsize:
-        numbers = numbers.copy()  # an unaligned view is slow, and refused by some
-    numbers = numbers.view(storage.dtype)[tensor.offset :]
-    strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides)
+def make_array(tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
+    """A view of its storage's numbers; `Tensor` has checked that it stays inside."""
+    strides = [stride * numbers.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides)
 
 
 class Bytes:
@@ -290,13 +295,19 @@ class Machine:
 
     def look_up(self, name: str) -> Name:
         if name not in KNOWN:
+            name = name.replace("__builtin__.", "builtins.")  # as torch's pickle protocol spells it
             raise Refused(shorten(repr(name), 80))  # on one line, whatever the file says
         return Name(name)
 
     def make_storage(
         self, kind: str, storage: Name, key: str, location: str, numel: int, *view: Any
     ) -> Storage:
-        if kind != "storage" or storage.name not in STORAGES or type(numel) is not int or numel < 0:
+        if (
+            kind != "storage"
+            or storage.name not in STORAGES
+            or type(numel) is not int
+            or not 0 <= numel < 1 << 62
+        ):
             raise ValueError("a storage that is none")
         if any(view):
             raise Refused("a view of a storage")  # no state dict holds one; a tensor has its own offset
