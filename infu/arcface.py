@@ -18,10 +18,10 @@ import onnx
 
 from infu.detectors import open_session
 from infu.errors import BrokenFile, MissingFile
+from infu.models import ARCFACE, infu_cache
 from infu.weights.files import fold
 from infu.weights.torchfile import read_torch_file
 
-PTH = "recognition_arcface_ir_se50.pth"
 STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))  # channels, units; the first unit of each has stride 2
 EPS = 1e-5  # batch norm's
 OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.20 reads
@@ -33,7 +33,7 @@ def load_arcface(path: Path):  # -> onnxruntime.InferenceSession
     by the name, size and age of its origin. Raises `BrokenFile`."""
     stat = path.stat()
     origin = f"{CONVERSION} {path.name} {stat.st_size} {stat.st_mtime_ns}"
-    converted = cache_folder() / f"arcface-{hashlib.sha256(origin.encode()).hexdigest()[:16]}.onnx"
+    converted = infu_cache() / f"arcface-{hashlib.sha256(origin.encode()).hexdigest()[:16]}.onnx"
     if converted.is_file():
         try:
             return open_session(converted, converted.name)
@@ -46,17 +46,12 @@ def load_arcface(path: Path):  # -> onnxruntime.InferenceSession
 
 def find_arcface(path: Path) -> Path:
     """The file, or the one of its usual name in a folder."""
-    for file in (path, path / PTH):
+    for file in (path, path / ARCFACE):
         if file.is_file():
             return file
     raise MissingFile(
-        f"The face recogniser {PTH} is missing. Run `python -m infu download`, which fetches it."
+        f"The face recogniser {ARCFACE} is missing. Run `python -m infu download`, which fetches it."
     )
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: `INFU_CACHE`, else `~/.cache/infu`."""
-    return Path(os.environ.get("INFU_CACHE") or Path.home() / ".cache" / "infu")
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 from infu.errors import BrokenFile, MissingFile
+from infu.weights.files import LFS_POINTER
 
 EMBEDDED = Path(__file__).parent / "mini" / "faces"
 ANTELOPE = "scrfd_10g_bnkps.onnx"
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,6 @@ class Scrfd:
     """antelopev2's detector in insightface's own code, which the released program uses."""
 
     def __init__(self, file: Path):
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # insightface would look for a newer release
         from insightface.model_zoo.scrfd import SCRFD
 
         session = open_session(file, file.name)

@@ -11,20 +11,21 @@ import pytest
 import torch
 from golden import GOLDEN
 
-from infu.arcface import PTH, convert, load_arcface
+from infu.arcface import convert, load_arcface
 from infu.errors import BrokenFile, MissingFile
 from infu.face import FaceStack, find_faces, unit
 from infu.images import read_photo
+from infu.models import ARCFACE as PTH
 from infu.recognisers import load_recogniser
 from infu.weights.torchfile import read_torch_file
 
-ARCFACE, SCRFD = GOLDEN / "arcface", GOLDEN / "scrfd"
+FIXTURE, SCRFD = GOLDEN / "arcface", GOLDEN / "scrfd"
 
 
 def make_weights() -> dict[str, torch.Tensor]:
     """The fixture's weights, by its rule."""
     weights = {}
-    for name, shape in json.loads((ARCFACE / "manifest.json").read_text()).items():
+    for name, shape in json.loads((FIXTURE / "manifest.json").read_text()).items():
         noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
         if name.endswith("num_batches_tracked"):
             value = np.int64(0)
@@ -68,7 +69,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, np.ndarray]:
-    return dict(np.load(ARCFACE / "arcface.npz"))
+    return dict(np.load(FIXTURE / "arcface.npz"))
 
 
 def test_embeddings_are_facexlibs(pth, expected):
@@ -145,5 +146,5 @@ def test_another_network_is_refused_by_the_name_of_what_differs(name, value, tro
 
 
 def test_file_holds_every_tensor_of_the_manifest(pth):
-    manifest = json.loads((ARCFACE / "manifest.json").read_text())
+    manifest = json.loads((FIXTURE / "manifest.json").read_text())
     assert {name: list(value.shape) for name, value in read_torch_file(pth).items()} == manifest
