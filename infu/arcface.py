@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -22,13 +22,16 @@ from infu.models import ARCFACE, infu_cache
 from infu.weights.files import fold
 from infu.weights.torchfile import read_torch_file
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))  # channels, units; the first unit of each has stride 2
 EPS = 1e-5  # batch norm's
 OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.20 reads
 CONVERSION = 1  # a new number makes converted files of older versions be made anew
 
 
-def load_arcface(path: Path):  # -> onnxruntime.InferenceSession
+def load_arcface(path: Path) -> onnxruntime.InferenceSession:
     """`recognition_arcface_ir_se50.pth` -> a session. The converted file is kept in the user's cache folder,
     by the name, size and age of its origin. Raises `BrokenFile`."""
     stat = path.stat()

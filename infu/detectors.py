@@ -11,12 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from infu.errors import BrokenFile, MissingFile
 from infu.weights.files import LFS_POINTER
+
+if TYPE_CHECKING:
+    import onnxruntime  # loaded when the first session is
 
 EMBEDDED = Path(__file__).parent / "mini" / "faces"
 ANTELOPE = "scrfd_10g_bnkps.onnx"
@@ -183,7 +187,7 @@ def turn_back(points: np.ndarray, quarters: int, width: int, height: int) -> np.
     return np.stack(turned[quarters % 4], axis=1)
 
 
-def open_session(model: Path | bytes, name: str):  # -> onnxruntime.InferenceSession, imported only here
+def open_session(model: Path | bytes, name: str) -> onnxruntime.InferenceSession:
     """An ONNX file, or its bytes -> a session on the CPU. `name` is what errors call it."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as faults

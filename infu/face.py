@@ -19,7 +19,7 @@ import numpy as np
 
 from infu.detectors import Detector, Face, load_detector, turn_back, without_overlaps
 from infu.errors import ModelError, NoFaceError
-from infu.images import read_photo
+from infu.images import Photo, read_photo
 from infu.recognisers import Recogniser, load_recogniser
 
 LADDER = (640, 320, 160)  # canvas sizes; 640 finds the small, 160 the very near
@@ -43,7 +43,7 @@ RECOGNISERS = {
 T = TypeVar("T")
 
 
-def find_faces(photo, detector: str | Path | None = None) -> list[Face]:
+def find_faces(photo: Photo, detector: str | Path | None = None) -> list[Face]:
     """Every face of a photograph (what `read_photo` takes): the one that `generate` uses first, the others by
     area. `detector`: antelopev2's folder; None: the embedded one. Pixels of the photograph as it is seen."""
     return search(read_photo(photo), load_detector(None if detector is None else Path(detector)))

@@ -9,7 +9,7 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import cv2
 import numpy as np
@@ -37,11 +37,13 @@ STARTS = (  # of files that are pictures at heart: if they do not open, they are
 GIVE = "Give a JPEG, PNG, WebP, HEIC or AVIF file."
 TOO_LARGE = "The {} has {}; at most 128 million can be opened. Make it smaller and try again."
 
+Photo: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
+
 pillow_heif.register_heif_opener()
 decoding = threading.Lock()  # `warnings.catch_warnings` is not for two threads at once
 
 
-def read_photo(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
+def read_photo(source: Photo) -> np.ndarray:
     """A path, a file's bytes, a PIL picture or an RGB array -> uint8 RGB (H, W, 3), upright as its EXIF says,
     transparency on white, the first frame of an animation, at most 4096 pixels long. Raises `PhotoError`."""
     if isinstance(source, np.ndarray):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infu.detectors import EMBEDDED, open_session
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 @dataclass(eq=False)
@@ -17,7 +20,7 @@ class Recogniser:
     """`session`: an onnxruntime session; `size`: how many numbers it makes of a face; the rest: how it wants
     its input."""
 
-    session: Any
+    session: onnxruntime.InferenceSession
     size: int
     bgr: bool
     channels_first: bool
