@@ -58,7 +58,7 @@ def test_bfloat16_is_as_near_the_golden_picture_as_pytorchs():
             golden.request, load_backend(name, **FOLDERS, dtype="bfloat16"), noise=golden.noise
         ).pixels
         errors[name] = np.abs(pixels[0] - golden.image).mean()
-    assert 0 < errors["mlx"] < 1.5 * errors["pytorch"]
+    assert 0 < errors["mlx"] < 1.5 * errors["pytorch"]  # measured, of all five cases: 0.99 to 1.02
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (80, 112)])
@@ -78,15 +78,15 @@ def test_compiled_steps_are_the_plain_ones(backend, shape):
 # Quantisation.
 
 
-@pytest.mark.parametrize(("bits", "error"), [(8, 0.008), (6, 0.03), (4, 0.12), (3, 0.25)])
-def test_a_quantised_layer_of_fluxs_width_has_the_error_of_its_bits(bits, error):
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.01), (6, 0.03), (4, 0.12), (3, 0.25)])
+def test_a_quantised_layer_of_fluxs_width_has_the_error_of_its_bits(bits, error, dtype):
     weight = np.random.default_rng(0).standard_normal((96, 3072), np.float32) / math.sqrt(3072)
-    x = mx.array(np.random.default_rng(1).standard_normal((5, 3072), np.float32))
-    layer = Block()
-    load.load_weights(quantise_layers(layer, bits), {"block.weight": weight}, mx.float32)
-    exact = x @ mx.array(weight).T
+    x = mx.array(np.random.default_rng(1).standard_normal((5, 3072), np.float32)).astype(dtype)
+    layer = load.load_weights(quantise_layers(Block(), bits), {"block.weight": weight}, dtype)
+    exact = x.astype(mx.float32) @ mx.array(weight).T
     relative = (mx.linalg.norm(layer.block(x) - exact) / mx.linalg.norm(exact)).item()
-    assert error / 2 < relative < error  # formats.md: about .006, .022, .09, .19
+    assert error / 2 < relative < error  # formats.md: about .006, .022, .09, .19; bfloat16 adds .003
 
 
 class Block(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import mlx.core as mx
 import mlx.nn as nn
 
+from backends.mlx.layers import find_module, replace_module
 from infu.weights.lora import LowRank
 
 Loras = Iterable[tuple[Mapping[str, LowRank], float]]  # module name -> delta, and the scale, of each file
@@ -52,20 +53,6 @@ class Branches:
             self._branched[name] = Branched(find_module(self.network, name))
             replace_module(self.network, name, self._branched[name])
         return self._branched[name]
-
-
-def find_module(network: nn.Module, name: str) -> nn.Module:
-    """`transformer_blocks.0.attn.to_out.0` -> that layer."""
-    found = network
-    for part in name.split("."):
-        found = found[int(part)] if isinstance(found, list) else found[part]
-    return found
-
-
-def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    parent = find_module(network, owner) if owner else network
-    parent[int(leaf) if isinstance(parent, list) else leaf] = module
 
 
 def linear_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
