@@ -3,17 +3,16 @@
 Arrays are the backend's own and opaque here. Shapes: B batch, L image tokens, T text tokens, D width.
 """
 
-import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from infu.cache import Cache
 from infu.face import FaceStack
 from infu.flow import Scheduler
 from infu.preview import LatentColours
@@ -21,6 +20,7 @@ from infu.prompt import Tokenizers
 from infu.request import Lora
 
 Array = Any
+CACHED = 8  # of each kind: a face, a prompt, a negative prompt, a control image, in a few variants
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Backend(ABC):
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.cache = Cache()
+        self.cache = Cache(CACHED)
 
     # Encoders. Each result is kept by what it depends on: the same face or prompt is not encoded twice.
 
@@ -118,32 +118,3 @@ class Backend(ABC):
     @abstractmethod
     def use_version(self, model_version: str) -> None:
         """Switch InfuseNet and projection; the DiT stays. A failed switch leaves the old one in place."""
-
-
-class Cache:
-    """The last few results of each kind, by what they depend on."""
-
-    SIZE = 8  # a face, a prompt, a negative prompt and a control image in a few variants; 4 MB each at most
-
-    def __init__(self):
-        self._kinds: dict[str, OrderedDict[Hashable, Any]] = {}
-
-    def __call__(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The kept result of this kind for `key`, else `make()`, kept."""
-        kept = self._kinds.setdefault(kind, OrderedDict())
-        if key not in kept:
-            kept[key] = make()
-        kept.move_to_end(key)
-        while len(kept) > self.SIZE:
-            kept.popitem(last=False)
-        return kept[key]
-
-    def clear(self, *kinds: str) -> None:
-        """Forget these kinds, or everything."""
-        for kind in kinds or list(self._kinds):
-            self._kinds.pop(kind, None)
-
-
-def digest(array: np.ndarray) -> str:
-    """A key for a cache: the same numbers in the same shape give the same key."""
-    return hashlib.sha256(repr((array.shape, array.dtype.str)).encode() + array.tobytes()).hexdigest()

@@ -107,9 +107,8 @@ class CenterFace:
 
     def __call__(self, picture: np.ndarray, size: int) -> list[Face]:
         faces = sorted(self.look(picture, size, self.THRESHOLD), key=lambda face: -face.area)
-        looks = (
-            self.look_again(picture, face) for face in faces[: self.MAX_LOOKS]
-        )  # of a crowd, the nearest
+        nearest = faces[: self.MAX_LOOKS]  # of a crowd
+        looks = (self.look_again(picture, face) for face in nearest)
         return sorted((face for face in looks if face), key=lambda face: -face.score)
 
     def look(self, picture: np.ndarray, size: int, threshold: float) -> list[Face]:
@@ -125,9 +124,7 @@ class CenterFace:
         sizes = np.exp(scales[0][:, rows, columns].T)[:, ::-1] * self.STRIDE  # (n, 2), width and height
         centres = np.stack([columns, rows], axis=1) + offsets[0][:, rows, columns].T[:, ::-1] + 0.5
         corners = centres * self.STRIDE - sizes / 2
-        points = points[0][:, rows, columns].T.reshape(-1, 5, 2)[
-            :, :, ::-1
-        ]  # relative to the box, y before x
+        points = points[0][:, rows, columns].T.reshape(-1, 5, 2)[..., ::-1]  # of the box, y before x
         points = points * sizes[:, None] + corners[:, None]
         ratio = np.array([width, height], np.float32) / inner
         boxes = np.concatenate([corners * ratio, (corners + sizes) * ratio], axis=1)
@@ -148,7 +145,7 @@ class CenterFace:
             return None
         same = min(
             seen, key=lambda other: np.linalg.norm(other.box[:2] + other.box[2:] - side)
-        )  # not a neighbour
+        )  # no neighbour
         points = turn_back(same.keypoints, quarters, side, side)
         return replace(face, keypoints=(points + corner).astype(np.float32))
 

@@ -6,17 +6,14 @@ one of the mini model. Order of detection and choice are the released InfiniteYo
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
 
+from infu.cache import Cache, digest
 from infu.detectors import Detector, Face, load_detector, turn_back, without_overlaps
 from infu.errors import ModelError, NoFaceError
 from infu.images import Photo, read_photo
@@ -24,10 +21,7 @@ from infu.recognisers import Recogniser, load_recogniser
 
 LADDER = (640, 320, 160)  # canvas sizes; 640 finds the small, 160 the very near
 PAD = 0.5  # of each side, black, on every side: for a face that fills the picture
-TILE, TILE_OVERLAP = (
-    1280,
-    192,
-)  # a face wider than the overlap was found before, with the whole picture at 1280
+TILE, TILE_OVERLAP = 1280, 192  # a face wider than that was found before, in the whole picture at 1280
 SMALLEST = 32  # pixels; below that a face in a large picture is a guess, and no likeness comes of it
 EQUAL_AREAS = 1e-3  # relative; the difference that float arithmetic and a cell's rounding make
 # Where the five points of an upright face lie in a crop of 112 x 112 (insightface, `utils/face_align.py`).
@@ -40,7 +34,7 @@ RECOGNISERS = {
     512: "ArcFace IR-SE50 (recognition_arcface_ir_se50.pth, which `python -m infu download` fetches)",
 }
 
-T = TypeVar("T")
+KEPT = 32  # photographs: what is found in one is a few kilobytes
 
 
 def find_faces(photo: Photo, detector: str | Path | None = None) -> list[Face]:
@@ -59,13 +53,12 @@ class FaceStack:
 
     def __init__(self, detector: Path | None, recogniser: Path | None, embedding_size: int):
         self.detector, self.recogniser, self.embedding_size = detector, recogniser, embedding_size
-        self._kept = Kept()
+        self._cache = Cache(KEPT)
 
     def find(self, picture: np.ndarray) -> list[Face]:
         """uint8 RGB (H, W, 3) -> its faces: the chosen one first, the others by area; none: an empty list."""
-        return list(
-            self._kept(("faces", digest(picture)), lambda: search(picture, load_detector(self.detector)))
-        )
+        faces = self._cache("faces", digest(picture), lambda: search(picture, load_detector(self.detector)))
+        return list(faces)
 
     def find_one(self, picture: np.ndarray, what: str = "photograph") -> Face:
         """The face to use. Raises `NoFaceError`, in which `what` names the picture."""
@@ -101,30 +94,9 @@ class FaceStack:
         return align(picture, face.keypoints)
 
     def _embed_one(self, picture: np.ndarray, face: Face, recogniser: Recogniser) -> np.ndarray:
-        key = ("embedding", digest(picture))
-        return self._kept(key, lambda: unit(recogniser.embed(self.crop(picture, face))))
-
-
-class Kept:
-    """The last few results by what they depend on; safe to use from several threads."""
-
-    SIZE = 32  # faces and embeddings are a few kilobytes
-
-    def __init__(self):
-        self._lock, self._results = threading.Lock(), OrderedDict[Hashable, object]()
-
-    def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
-        with self._lock:  # held while making: two requests for one photograph run the networks once
-            if key not in self._results:
-                self._results[key] = make()
-            self._results.move_to_end(key)
-            while len(self._results) > self.SIZE:
-                self._results.popitem(last=False)
-            return self._results[key]
-
-
-def digest(picture: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    return picture.shape, hashlib.sha256(np.ascontiguousarray(picture)).digest()
+        return self._cache(
+            "embedding", digest(picture), lambda: unit(recogniser.embed(self.crop(picture, face)))
+        )
 
 
 def search(picture: np.ndarray, detector: Detector) -> list[Face]:

@@ -9,10 +9,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from backends.base import Backend, Text, digest
+from backends.base import Backend, Text
 from backends.mlx import dit, infusenet, load
 from backends.mlx.lora import Branches, linear_shapes
 from backends.mlx.quantise import check_bits
+from infu.cache import digest
 from infu.errors import InvalidRequest
 from infu.face import FaceStack
 from infu.flow import read_scheduler

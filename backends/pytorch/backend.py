@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.base import Backend, Text, digest
+from backends.base import Backend, Text
 from backends.pytorch import dit, infusenet, load
 from backends.pytorch.load import load_network
 from backends.pytorch.lora import Branches, linear_shapes
 from backends.pytorch.resident import Resident
+from infu.cache import digest
 from infu.errors import InvalidRequest, NotEnoughMemory
 from infu.face import FaceStack
 from infu.flow import read_scheduler

@@ -1,0 +1,43 @@
+"""The last few results of each kind, kept by what they depend on: nothing is computed twice in a row."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Cache:
+    """`cache(kind, key, make)` is the kept result, else `make()`, kept. Safe to use from several threads."""
+
+    def __init__(self, size: int):
+        """`size`: results of each kind; the one used longest ago goes first."""
+        self.size = size
+        self._lock = threading.RLock()  # held while making: two who want the same thing make it once
+        self._kinds: dict[str, OrderedDict[Hashable, object]] = {}
+
+    def __call__(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
+        with self._lock:
+            kept = self._kinds.setdefault(kind, OrderedDict())
+            if key not in kept:
+                kept[key] = make()
+            kept.move_to_end(key)
+            while len(kept) > self.size:
+                kept.popitem(last=False)
+            return kept[key]
+
+    def clear(self, *kinds: str) -> None:
+        """Forget these kinds, or everything."""
+        with self._lock:
+            for kind in kinds or list(self._kinds):
+                self._kinds.pop(kind, None)
+
+
+def digest(array: np.ndarray) -> str:
+    """A key for a cache: the same numbers in the same shape give the same key."""
+    head = repr((array.shape, array.dtype.str)).encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
