@@ -1,9 +1,10 @@
-"""The command line: `python -m infu generate | batch | download | info`.
+"""The command line: `python -m infu generate | batch | download | quantize | info`.
 
 Exit codes: 0; 1 for an error its reader can put right; 2 for wrong usage; 70 for a fault of InfU's own; 130
 for Ctrl-C. Standard output holds results only; progress, notes and errors go to standard error.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -19,18 +20,15 @@ import numpy as np
 import typer
 
 from infu.batch import read_batch
-from infu.errors import InfuError, MissingFile
-from infu.metadata import save_picture
+from infu.errors import InfuError, InvalidRequest, MissingFile, ModelError
 from infu.options import PATHS, ModelOptions, OutputOptions, PictureOptions, read_array, spread
 from infu.pipeline import Result, check_noise
 from infu.pipeline import generate as make_picture
 from infu.request import GenerationRequest, Lora
+from infu.results import make_folder, write_picture
 
 if TYPE_CHECKING:
     from backends.base import Backend
-
-PROMPT_SHOWN = 150  # characters of the prompt in a picture's file name, as released
-NAME_BYTES = 255  # what file systems allow
 
 app = typer.Typer(
     name="infu",
@@ -118,6 +116,38 @@ def download(model: ModelOptions, output: OutputOptions) -> None:
             fetch_recogniser(files)
         values = {"name": files.name, "model_version": files.model_version}
         typer.echo(json.dumps(values) if output.json else f"{files.name} is here, whole.")
+
+
+@app.command()
+@spread
+def quantize(
+    folder: Annotated[Path, typer.Argument(help="A new folder; base/ and InfiniteYou/ come into it.")],
+    model: ModelOptions,
+    output: OutputOptions,
+) -> None:
+    """Save a model in 8, 6, 4 or 3 bits (MLX).
+
+    The large networks are packed as --quantize says; the rest is copied. It loads as any model does.
+    """
+    from infu.models import locate
+
+    with reported(output):
+        bits = model.loading()["quantize"]
+        if bits is None:
+            raise InvalidRequest("Say in how many bits: --quantize 8, 6, 4 or 3.")
+        if importlib.util.find_spec("mlx") is None:
+            raise ModelError("Saving a quantised model needs MLX. Install it with `pip install '.[mlx]'`.")
+        with downloading(output):
+            paths = {name: getattr(model, name) for name in PATHS}
+            files = locate(model_version=model.model_version, **paths)
+        from backends.mlx.save import save_quantised
+
+        save_quantised(files, folder, bits, model.dtype or "bfloat16")
+        values = {"base_model_path": str(folder / "base"), "model_dir": None}
+        if files.infusenet is not None:
+            values["model_dir"] = str(folder / "InfiniteYou")
+        flags = " ".join(f"--{name} {value}" for name, value in values.items() if value)
+        typer.echo(json.dumps(values) if output.json else f"Load it with {flags}")
 
 
 @app.command()
@@ -227,49 +257,6 @@ def find_lora(backend: "Backend", name: str) -> Lora:
             f"Run `python -m infu download`, or leave out --enable_{name}_lora."
         )
     return Lora(backend.optional_loras[name], 1.0)
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InfuError(
-            f"The folder for the pictures cannot be made: {error.strerror}. Choose another --out_results_dir."
-        ) from None
-
-
-def write_picture(result: Result, request: GenerationRequest, folder: Path) -> Path:
-    """Write a picture whole or not at all, under the released program's name for it."""
-    path = name_picture(request, result.seed, folder)
-    part = folder / f".{os.getpid()}.part"
-    try:
-        save_picture(result.image, part, result.metadata)
-        return part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InfuError(
-            f"The picture cannot be written: {error.strerror}. "
-            "Make room, or choose another --out_results_dir."
-        ) from None
-
-
-def name_picture(request: GenerationRequest, seed: int, folder: Path) -> Path:
-    """`{index:05d}_{id stem}_{prompt}_seed{seed}.png`, as released; never a name that is taken."""
-    prompt = request.prompt
-    if len(prompt) > PROMPT_SHOWN:
-        prompt = prompt[:PROMPT_SHOWN] + "*"
-    prompt = "".join("|" if c == "/" else c if c.isprintable() else " " for c in prompt)
-    index = len(os.listdir(folder))
-    while True:
-        start = f"{index:05d}_" + "".join(f"{Path(photo).stem}_" for photo in request.photos[:1])
-        end = f"_seed{seed}.png"
-        shown = prompt.encode("utf-8", "replace")[
-            : NAME_BYTES - len((start + end).encode("utf-8", "replace"))
-        ]
-        path = folder / (start + shown.decode("utf-8", "ignore") + end)
-        if not path.exists():
-            return path
-        index += 1
 
 
 # What is said, and the exit code.

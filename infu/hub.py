@@ -5,9 +5,12 @@ huggingface_hub's. What is complete in the cache is used without any request.
 """
 
 import errno
+import fnmatch
+import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, get_cached_repo_tree, get_token, snapshot_download
 from huggingface_hub.errors import (
@@ -23,7 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import silent_tqdm
+from huggingface_hub.utils import tqdm
 
 from infu.errors import BrokenFile, DownloadError, InfuError, MissingFile
 from infu.weights.files import looks_like
@@ -35,6 +38,13 @@ AGAIN = "Run the command again: what has arrived is kept."
 TOKEN = "make one at huggingface.co/settings/tokens and give it with `hf auth login` or as HF_TOKEN"
 
 
+class Unseen(tqdm):
+    """The progress bar of a look at what is to be done."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{**options, "disable": True})
+
+
 def find_repo(repo_id: str, patterns: list[str]) -> Path | None:
     """The folder of a repository's snapshot where the cache holds all that `patterns` name, else None."""
     try:
@@ -43,17 +53,41 @@ def find_repo(repo_id: str, patterns: list[str]) -> Path | None:
         return None
     except HFValidationError:
         raise DownloadError(f"{repo_id!r} is not a hub id. A hub id is owner/name.") from None
-    return None if list_damaged(repo_id, folder) else folder
+    return folder if is_whole(repo_id, folder, patterns) else None
+
+
+def is_whole(repo_id: str, folder: Path, patterns: list[str]) -> bool:
+    """Whether a snapshot holds what `patterns` name. A cache made by an older huggingface_hub has no list of
+    the repository's files: then every pattern must find something, and every index the shards it names."""
+    try:
+        get_cached_repo_tree(repo_id)
+    except CachedRepoTreeNotFoundError:
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        shards = {
+            name for index in folder.rglob("*.safetensors.index.json") for name in read_shards(index, folder)
+        }
+        found = [fnmatch.filter(names | shards, pattern) for pattern in patterns]
+        return all(matches and names.issuperset(matches) for matches in found)
+    return not list_damaged(repo_id, folder)
+
+
+def read_shards(index: Path, folder: Path) -> set[str]:
+    """The shards that an index names, as paths within `folder`. A damaged one is found out on loading."""
+    try:
+        shards = json.loads(index.read_bytes())["weight_map"].values()
+        return {(index.parent / shard).relative_to(folder).as_posix() for shard in shards}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def fetch_repo(repo_id: str, patterns: list[str]) -> Path:
     """Fetch what `patterns` name into the hub's cache, save what is there already; return its folder."""
     begun = False
-    for path in list_unfinished():
-        if time.time() - path.stat().st_mtime > STALE:
-            path.unlink(missing_ok=True)
     try:
-        plan = snapshot_download(repo_id, allow_patterns=patterns, dry_run=True, tqdm_class=silent_tqdm)
+        for path in list_unfinished():
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink(missing_ok=True)
+        plan = snapshot_download(repo_id, allow_patterns=patterns, dry_run=True, tqdm_class=Unseen)
         if not plan:
             raise MissingFile(f"The hub's {repo_id} holds no model of this kind. Check the hub id.")
         check_space(sum(file.file_size or 0 for file in plan if file.will_download), repo_id)

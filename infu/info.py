@@ -9,7 +9,7 @@ from infu.memory import fits, memory_needed, read_machine
 from infu.models import BASE, INFINITE_YOU, ModelFiles, locate, name_model
 
 BACKENDS = {"pytorch": "torch", "mlx": "mlx"}  # the package that each needs
-DTYPES, QUANTIZED, OFFLOADED = ("bfloat16", "float32"), (None, 8, 4), (None, "model", "sequential")
+DTYPES = ("bfloat16", "float32")
 RELEASED = {"base_model_path": BASE, "model_dir": INFINITE_YOU}
 
 
@@ -56,13 +56,22 @@ def find_model(**paths: Any) -> tuple[ModelFiles | None, dict[str, Any]]:
 def list_memory(files: ModelFiles | None, machine: dict[str, Any]) -> list[dict[str, Any]]:
     """What each choice needs, in bytes, and whether this machine has it."""
     rows = []
-    for dtype, quantize, offload in itertools.product(DTYPES, QUANTIZED, OFFLOADED):
-        if quantize and offload == "sequential" and machine["device"] is None:
-            continue  # layers come from their files as they are: on a CPU the two do not go together
-        needed = memory_needed(files, dtype, quantize, offload)
-        row = {"dtype": dtype, "quantize": quantize, "offload": offload, "fits": fits(needed, machine)}
-        rows.append(row | {key: needed[key] for key in ("device", "main", "shared")})
+    for dtype, quantize, offload in itertools.product(
+        DTYPES, (None, 8, 6, 4, 3), (None, "model", "sequential")
+    ):
+        if is_offered(quantize, offload, machine):
+            needed = memory_needed(files, dtype, quantize, offload)
+            row = {"dtype": dtype, "quantize": quantize, "offload": offload, "fits": fits(needed, machine)}
+            rows.append(row | {key: needed[key] for key in ("device", "main", "shared")})
     return rows
+
+
+def is_offered(quantize: int | None, offload: str | None, machine: dict[str, Any]) -> bool:
+    """Whether the backend that `auto` takes on this machine has this choice."""
+    if machine["device"] == "Apple GPU":  # MLX: 6 and 3 bits too; no layer-wise offloading from one memory
+        return offload != "sequential"
+    on_cpu = machine["device_memory"] is None  # there layers come from their files as they are: not quantised
+    return quantize in (None, 8, 4) and not (on_cpu and quantize and offload == "sequential")
 
 
 # As text.

@@ -21,7 +21,7 @@ from infu.models import ModelFiles
 from infu.weights.files import WeightFiles, open_weights
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-BITS = {8: 8.5, 4: 4.5}  # a weight with its share of the 16-bit scale and offset of its group of 64
+GROUP = 64  # quantised weights that share a 16-bit scale and a 16-bit offset
 LARGE = ("transformer", "infusenet", "text_encoder_2")  # these are quantised, and offloaded by layer
 STAGES = (("text_encoder", "text_encoder_2"), ("transformer", "infusenet", "projection"), ("vae",))
 TEXT_TOKENS = 512
@@ -38,12 +38,14 @@ MAC_SHARE = 0.75  # of a Mac's memory is what Metal lets a process use
 @dataclass(frozen=True)
 class Network:
     """Sizes of one network, in numbers: all, those that quantisation packs, those of its largest block.
-    `width`: how wide its blocks are (a VAE's: channels at full size)."""
+    `width`: how wide its blocks are (a VAE's: channels at full size). `stored`: bytes of a network that is
+    quantised in its files already, and stays so."""
 
     total: int
     packed: int
     block: int
     width: int
+    stored: int | None = None
 
 
 RELEASED = {  # FLUX.1-dev and InfiniteYou, counted from the names and shapes of the released checkpoints
@@ -94,8 +96,12 @@ def weight_bytes(
 ) -> int:
     """Bytes of a network's weights, or of `numbers` of them that are like the rest."""
     numbers = network.total if numbers is None else numbers
-    packed = network.packed / network.total if quantize and name in LARGE else 0.0
-    return round(numbers * (packed * BITS.get(quantize, 0) / 8 + (1 - packed) * BYTES[dtype]))
+    if network.stored is not None:
+        return round(numbers / network.total * network.stored)
+    if quantize is None or name not in LARGE:
+        return numbers * BYTES[dtype]
+    packed = network.packed / network.total
+    return round(numbers * (packed * (quantize + 32 / GROUP) / 8 + (1 - packed) * BYTES[dtype]))
 
 
 def working_bytes(networks: Mapping[str, Network], dtype: str, width: int, height: int) -> int:
@@ -135,6 +141,7 @@ def measure(weights: WeightFiles, name: str) -> Network:
         total=sum(numbers.values()),
         packed=sum(numbers[key] for key in matrices) if name in LARGE else 0,
         block=max(blocks.values()),
+        stored=weights.nbytes if any(key.endswith(".scales") for key in weights) else None,
         width=full_size_channels(weights)
         if name == "vae"
         else max((min(s) for s in matrices.values()), default=0),

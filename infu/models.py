@@ -252,7 +252,7 @@ def fetch_recogniser(files: ModelFiles) -> None:
     """Fetch the face encoder where it is not here. INFU_ARCFACE_URL names a mirror."""
     if files.recogniser is not None and not files.recogniser.is_file():
         url = os.environ.get("INFU_ARCFACE_URL") or ARCFACE_URL
-        hub.fetch_file(url, files.recogniser, "the face encoder (ArcFace)")
+        hub.fetch_file(url, files.recogniser, f"the face encoder ({ARCFACE} of facexlib's release v0.1.0)")
 
 
 def infu_cache() -> Path:

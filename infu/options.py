@@ -56,7 +56,7 @@ class ModelOptions:
     dtype: Literal["bfloat16", "float16", "float32"] | None = option(
         None, "Default: what this device does best."
     )
-    quantize: int | None = option(None, "Keep weights in 8 or 4 bits.")
+    quantize: int | None = option(None, "Keep weights in 8 or 4 bits; MLX also in 6 or 3.")
     quantize_8bit: bool = option(False, "The same as --quantize 8.")
     offload: Literal["model", "sequential"] | None = option(
         None, "Keep on the device only the network (model) or layer (sequential) that works."

@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def infinite_you() -> dict[str, bytes]:
     }
 
 
-def run(hub: Hub | str, home: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(hub: Hub | str, home: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
     """`python -m infu` with a home of its own, talking to `hub` alone."""
     url = hub if isinstance(hub, str) else hub.url
     settings = {
@@ -81,19 +83,22 @@ def run(hub: Hub | str, home: Path, *command: str, **environment: str) -> subpro
         "INFU_CACHE": str(home / "infu"),
         "INFU_ARCFACE_URL": f"{url}/loose/arcface.pth",
     }
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("HF_", "HUGGING", "INFU_")) and "proxy" not in k.lower()
-    }
-    return subprocess.run(
+    strange = ("HF_", "HUGGING", "INFU_", "HTTP", "ALL_PROXY")  # of the developer's own
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(strange)}
+    return subprocess.Popen(
         [sys.executable, "-m", "infu", *command],
         env=kept | settings | environment,
         cwd=Path(__file__).parents[1],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
     )
+
+
+def run(hub: Hub | str, home: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    process = start(hub, home, *command, **environment)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def refusal(answer: subprocess.CompletedProcess[str], home: Path) -> str:
@@ -166,6 +171,42 @@ def test_a_download_that_was_killed_goes_on_and_says_so_before(hub: Hub, tmp_pat
     assert "HF_HUB_OFFLINE" in offline and BASE in offline
     assert run(hub, tmp_path, "download", "--json").returncode == 0
     assert hub.fetched() == {f"transformer/{shard.name}"}
+
+
+def test_a_cache_of_an_older_hub_library_is_used_when_whole_and_completed_when_not(hub: Hub, tmp_path: Path):
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    for listing in (tmp_path / "hf").rglob("trees/*.json"):  # it did not keep these
+        listing.unlink()
+    hub.seen.clear()
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    assert hub.seen == []
+    next((tmp_path / "hf").rglob("*-00003-of-00003.safetensors")).unlink()
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    assert {path for _, path, _ in hub.seen if path.endswith("-00003-of-00003.safetensors")}
+
+
+def test_ctrl_c_ends_a_download_at_once_and_leaves_no_half_files(hub: Hub, tmp_path: Path):
+    hub.slow = 0.05  # seconds a kilobyte: the threads of huggingface_hub would finish their files in minutes
+    process = start(hub, tmp_path, "download", "--json")
+    while not any(method == "GET" and "safetensors" in path for method, path, _ in hub.seen):
+        assert process.poll() is None
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert time.monotonic() - began < 5
+    assert not list((tmp_path / "hf").rglob("*.incomplete"))
+
+
+def test_what_killed_downloads_left_is_removed_by_the_next(hub: Hub, tmp_path: Path):
+    blobs = tmp_path / "hf" / "hub" / f"models--{BASE.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    for name, age in (("old", 7200), ("of another process", 60)):
+        (blobs / f"{name}.incomplete").write_bytes(b"half")
+        os.utime(blobs / f"{name}.incomplete", (time.time() - age,) * 2)
+    assert run(hub, tmp_path, "download", "--json").returncode == 0
+    assert [path.name for path in blobs.glob("*.incomplete")] == ["of another process.incomplete"]
 
 
 def test_damaged_files_in_the_cache_are_fetched_again_and_only_those(hub: Hub, tmp_path: Path):
