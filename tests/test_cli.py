@@ -344,7 +344,7 @@ def test_a_lora_is_a_file_whose_name_may_hold_colons_and_a_scale(
 
 
 def test_a_cuda_device_is_one_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back afterwards
     ModelOptions(cuda_device=1).loading()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
@@ -352,6 +352,33 @@ def test_a_cuda_device_is_one_of_those_that_are_visible(monkeypatch: pytest.Monk
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
     with pytest.raises(InvalidRequest, match="from 0 to 0"):
         ModelOptions(cuda_device=2).loading()
+
+
+def test_a_model_saved_in_4_bits_makes_the_picture_of_the_model_loaded_in_4_bits(tmp_path: Path):
+    code, out, err = call("quantize", tmp_path / "packed", "--quantize", "4", "--dtype", "float32", "--json")
+    assert code == 0, err
+    folders = [part for name, path in json.loads(out).items() for part in (f"--{name}", path)]
+    common = (
+        "generate",
+        "--backend",
+        "mlx",
+        "--dtype",
+        "float32",
+        *SMALL,
+        "--seed",
+        "3",
+        "--json",
+        "--id_image",
+        PHOTO,
+    )
+    pictures = []
+    for flags in (folders, ["--quantize", "4"]):
+        code, out, err = call(*common, *flags, "--out_results_dir", tmp_path)
+        assert code == 0, err
+        pictures.append(np.asarray(Image.open(json.loads(out)["file"])))
+    np.testing.assert_array_equal(*pictures)
+    code, _, err = call("quantize", tmp_path / "other")
+    assert code == 1 and "--quantize 8, 6, 4 or 3" in err and not (tmp_path / "other").exists()
 
 
 def test_info_says_what_is_here_and_what_fits(tmp_path: Path):
