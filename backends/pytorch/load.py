@@ -14,13 +14,13 @@ import ml_dtypes
 import numpy as np
 import torch
 from accelerate import cpu_offload, init_empty_weights
-from infu.weights.torchfile import read_torch_file
 from torch import Tensor, nn
 
 from backends.pytorch.projection import Projection
 from backends.pytorch.quantise import quantizable, quantize_linear
 from infu.errors import BrokenFile, MissingFile
 from infu.weights.files import WeightFiles, fold, open_weights
+from infu.weights.torchfile import read_torch_file
 
 Shapes = Mapping[str, Any]  # name -> anything with `.shape`
 
