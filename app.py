@@ -22,31 +22,13 @@ import gradio as gr
 import typer
 
 from backends import load_backend
+from infu import page
 from infu.cli import find_lora
 from infu.errors import InfuError, PhotoError
 from infu.metadata import picture_metadata, read_picture
 from infu.models import MINI, VERSIONS
 from infu.options import ModelOptions, spread
-from infu.page import (
-    CSS,
-    DEFAULTS,
-    MINI_NOTICE,
-    NO_PICTURE,
-    PROMPT,
-    STOPPED,
-    TITLE,
-    WAITING,
-    busy,
-    control_values,
-    draw_advanced,
-    draw_answer,
-    draw_api_only,
-    draw_head,
-    draw_progress,
-    draw_question,
-    make_theme,
-    ready,
-)
+from infu.page import DEFAULTS, PROMPT
 from infu.pipeline import Result, Step, stream
 from infu.request import GenerationRequest
 from infu.uploads import KEPT_SECONDS, SWEEP_SECONDS, make_showable, read_upload, save_pictures, with_previews
@@ -55,10 +37,8 @@ if TYPE_CHECKING:
     from backends.base import Backend
 
 LOG = logging.getLogger("infu")
-FAILED = (
-    "The server could not make this picture; the reason is in its log. Try again, or with other settings."
-)
-NOT_LOADED = "The model could not be loaded; the reason is in the server's log. The next request tries again."
+FAILED = "The server could not make this picture; its log says why. Try again, or with other settings."
+NOT_LOADED = "The model could not be loaded; the server's log says why. The next request tries again."
 
 
 def told(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -96,6 +76,7 @@ class Studio:
         self.backend: Backend | None = None
         self.trouble = ""  # why the last load failed
         self.loading = threading.Lock()
+        self.drawing: set[str] = set()  # sessions whose page has a run under way
 
     def load(self) -> "Backend":
         """The backend, loaded at the first call. A failed load raises, and is tried again at the next."""
@@ -124,7 +105,7 @@ class Studio:
             return f"<p>{html.escape(self.trouble)}</p>"
         if self.backend is None:
             return "<p>The model is being loaded …</p>"
-        return f"<p>{MINI_NOTICE}</p>" if self.backend.model_name == MINI.name else ""
+        return f"<p>{page.MINI_NOTICE}</p>" if self.backend.model_name == MINI.name else ""
 
     def events(
         self, model_version: str | None, enable_realism: bool, enable_anti_blur: bool, **settings: Any
@@ -163,7 +144,7 @@ class Studio:
             raise PhotoError("Give a photograph of a face.")
         begun = time.monotonic()
         doing = "Reading the photograph and the prompt" if self.backend else "Loading the model"
-        yield gr.skip(), draw_progress(f"{doing} …"), gr.skip(), gr.skip()
+        yield gr.skip(), page.draw_progress(f"{doing} …"), gr.skip(), gr.skip()
         events = self.events(
             model_version,
             enable_realism,
@@ -184,12 +165,32 @@ class Studio:
             if isinstance(event, Step):
                 text = f"Step {event.step} of {event.num_steps}"
                 picture = gr.update(label=text, value=preview) if preview else gr.update(label=text)
-                yield picture, draw_progress(text, event.step / event.num_steps), gr.skip(), gr.skip()
+                yield picture, page.draw_progress(text, event.step / event.num_steps), gr.skip(), gr.skip()
             else:
                 [file] = save_pictures(event)
                 picture = gr.update(value=file, label=f"Generated Image, seed = {event.seed}")
-                done = draw_progress(f"Done in {time.monotonic() - begun:.0f} s", 1.0, event.notes)
+                done = page.draw_progress(f"Done in {time.monotonic() - begun:.0f} s", 1.0, event.notes)
                 yield picture, done, str(event.seed), gr.update(value=file, interactive=True)
+
+    def generate_on_page(self, visitor: gr.Request, *controls: Any) -> Iterator[tuple[Any, ...]]:
+        """`generate_image`, and Generate and Stop as between two runs when it has ended by itself."""
+        self.drawing.add(visitor.session_hash)
+        try:
+            for outputs in self.generate_image(*controls):
+                yield *outputs, gr.skip(), gr.skip()
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), *page.ready()
+        except gr.Error as error:
+            sentence = page.draw_progress(html.unescape(error.message))
+            yield gr.skip(), sentence, gr.skip(), gr.skip(), *page.ready()
+            raise
+        finally:
+            self.drawing.discard(visitor.session_hash)
+
+    def stop(self, visitor: gr.Request) -> tuple[Any, ...]:
+        """The page after Stop, when the run has really ended: until then its last step may still be shown."""
+        while visitor.session_hash in self.drawing:
+            time.sleep(0.05)
+        return page.draw_progress(page.STOPPED), *page.ready()
 
     @told
     def generate(
@@ -255,7 +256,7 @@ class Studio:
         if source is None:
             return
         settings = read_picture(io.BytesIO(source) if isinstance(source, bytes) else source)
-        values = control_values(settings)
+        values = page.control_values(settings)
         gr.Info("The settings are back. The photograph is not in the file: give it yourself.")
         yield None, *values
 
@@ -266,22 +267,24 @@ class Studio:
 
 def build_page(studio: Studio) -> gr.Blocks:
     """The page, top to bottom as a visitor reads it; all events at the end."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as page:
-        notice = draw_head(studio.notice())
+    with gr.Blocks(
+        title=page.TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)
+    ) as blocks:
+        notice = page.draw_head(studio.notice())
         with gr.Row(elem_id="work"):
             with gr.Column(min_width=320):
-                photo, prompt, generate, stop = draw_question()
+                photo, prompt, generate, stop = page.draw_question()
             with gr.Column(min_width=320):
-                progress, picture, seed_used, download = draw_answer()
+                progress, picture, seed_used, download = page.draw_answer()
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            control, source, settings = draw_advanced(studio.options["model_version"])
-        photos, negative, true_cfg, count, gallery, made = draw_api_only()
+            control, source, settings = page.draw_advanced(studio.options["model_version"])
+        photos, negative, true_cfg, count, gallery, made = page.draw_api_only()
         timer = gr.Timer(1.0)
 
         # All events, here. The order of `controls` is the public API; tests/test_api.py holds it.
         controls = [photo, control, prompt, *settings]
         asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings]
-        state = [generate, stop, progress]
+        shown = [picture, progress, seed_used, download, generate, stop]
         raw = {"preprocess": False, "postprocess": False}  # Gradio's own values: `infu/uploads.py` says why
         run = raw | {"concurrency_id": "gpu", "concurrency_limit": 1}  # one device: others queue
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
@@ -289,20 +292,19 @@ def build_page(studio: Studio) -> gr.Blocks:
 
         gr.on([], picture_only(studio.generate_image), controls, picture, api_name="generate_image", **run)
         gr.on([], studio.generate, asked, [gallery, made], api_name="generate", **run)
-        starts = [generate.click, prompt.submit]
-        begun = gr.on(starts, lambda: busy(WAITING), None, [*state, download], **quick)
-        shown = [picture, progress, seed_used, download]
-        running = begun.then(studio.generate_image, controls, shown, **run, **quiet)
-        running.success(lambda: ready("")[:2], None, state[:2], **quick)
-        running.failure(lambda: ready(NO_PICTURE), None, state, **quick)
+        waiting = [progress, download, generate, stop]
+        begun = gr.on([generate.click, prompt.submit], page.busy, None, waiting, **quick)
+        queued = {"show_progress": "minimal", "show_progress_on": progress}  # the place in the queue
+        running = begun.then(studio.generate_on_page, controls, shown, **run, **(quiet | queued))
         running.then(studio.look, None, [notice, timer], **quick)
-        stop.click(lambda: ready(STOPPED), None, state, cancels=running, **quick)
+        stop.click(page.stopping, None, [progress, stop], cancels=running, **quick)
+        stop.click(studio.stop, None, [progress, generate, stop], concurrency_limit=None, **quiet)
         for upload in (photo, control):
             uploaded = upload.upload(studio.show, upload, upload, **raw, **quiet)
             uploaded.failure(lambda: None, None, upload, **quick)
         source.upload(studio.restore, source, [source, prompt, *settings], **raw, **quiet)
-        gr.on([page.load, timer.tick], studio.look, None, [notice, timer], **quick)
-    return page
+        gr.on([blocks.load, timer.tick], studio.look, None, [notice, timer], **quick)
+    return blocks
 
 
 @spread
@@ -320,20 +322,20 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="infu-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(studio)
-        page.launch(
+        blocks = build_page(studio)
+        blocks.launch(
             server_name=host,
             server_port=port,
             share=share,
-            theme=make_theme(),
-            css_paths=CSS,
+            theme=page.make_theme(),
+            css_paths=page.CSS,
             footer_links=["api", "settings"],
             run_history=False,  # it would keep the visitors' photographs in their browsers
             max_file_size="100mb",
             prevent_thread_lock=True,
         )
         threading.Thread(target=studio.load_early, daemon=True).start()
-        page.block_thread()
+        blocks.block_thread()
 
 
 def main() -> None:

@@ -22,8 +22,7 @@ MINI_NOTICE = (
 PROMPT = "Portrait, 4K, high quality, cinematic"  # the released Space's
 READY = "Give a photograph and a sentence, then press Generate."
 WAITING = "Waiting for the device …"
-STOPPED = "Stopped."
-NO_PICTURE = "No picture was made."
+STOPPING, STOPPED = "Stopping after this step …", "Stopped."
 VERSION_LABELS = {"aes_stage2": "Prompt and beauty (aes_stage2)", "sim_stage1": "Likeness (sim_stage1)"}
 DEFAULTS = GenerationRequest(prompt=PROMPT, seed=0)
 RESTORED = (  # what a picture gives back as it is, in the API's order; the LoRAs and the version come after
@@ -165,15 +164,20 @@ def control_values(settings: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def ready(text: str) -> tuple[Any, ...]:
-    """Generate and Stop as they are between runs, and a sentence."""
-    return gr.update(interactive=True), gr.update(interactive=False), draw_progress(text)
+def ready() -> tuple[Any, Any]:
+    """Generate and Stop between two runs."""
+    return gr.update(interactive=True), gr.update(interactive=False)
 
 
-def busy(text: str) -> tuple[Any, ...]:
-    """Generate and Stop as they are during a run, a sentence, and no file to download yet."""
+def busy() -> tuple[Any, ...]:
+    """Progress, file, Generate and Stop from the click on: no file to download yet."""
     off = gr.update(interactive=False)
-    return off, gr.update(interactive=True), draw_progress(text), off
+    return draw_progress(WAITING), off, off, gr.update(interactive=True)
+
+
+def stopping() -> tuple[Any, Any]:
+    """Progress and Stop from the click on Stop until the step is done, within which a run cannot end."""
+    return draw_progress(STOPPING), gr.update(interactive=False)
 
 
 def make_theme() -> gr.themes.Base:
