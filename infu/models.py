@@ -27,6 +27,8 @@ TOKENIZER_FILES = {  # any one of these sets is a tokenizer (prompt.py)
     "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
 }
+# A network alone in its repository; no weights in the root of a whole model are called so.
+OWN_REPOSITORY = ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*")
 ARCFACE = "recognition_arcface_ir_se50.pth"
 ARCFACE_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{ARCFACE}"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -184,10 +186,10 @@ def base_patterns(elsewhere: set[str]) -> list[str]:
 
 
 def find_part(part: str, source: str | Path, fetch: bool) -> Path:
-    """One network from elsewhere: a file, a folder of its own, or a whole model that holds it."""
+    """One network from elsewhere: a file, a folder or repository of its own, or a model that holds it."""
     path = local_path(source, f"{part}_path")
     if path is None:
-        path = find_repo(str(source), [f"{part}/*.json", f"{part}/*.safetensors"], fetch)
+        path = find_repo(str(source), [f"{part}/*.json", f"{part}/*.safetensors", *OWN_REPOSITORY], fetch)
     return path / part if (path / part).is_dir() else path
 
 

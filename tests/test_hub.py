@@ -146,6 +146,34 @@ def test_a_second_version_costs_only_its_own_files(hub: Hub, tmp_path: Path):
     assert hub.fetched() == {name for name in hub.repos[INFINITE_YOU] if "sim_stage1" in name}
 
 
+@pytest.mark.parametrize("folder", ["transformer/", ""])
+def test_a_part_from_another_repository_spares_the_bases_own(hub: Hub, tmp_path: Path, folder: str):
+    theirs = {
+        name.removeprefix("transformer/"): data
+        for name, data in hub.repos[BASE].items()
+        if "transformer/" in name
+    }
+    hub.repos["owner/fine-tune"] = {f"{folder}{name}": data for name, data in theirs.items()} | {
+        "demo.mp4": b"film"
+    }
+    answer = run(
+        hub,
+        tmp_path,
+        "download",
+        "--json",
+        "--base_model_path",
+        BASE,
+        "--transformer_path",
+        "owner/fine-tune",
+    )
+    assert answer.returncode == 0, answer.stderr
+    sent = {path for method, path, _ in hub.seen if method == "GET" and path.startswith("/file/")}
+    assert {path.split("/file/")[1] for path in sent if path.endswith("-of-00003.safetensors")} == {
+        "owner/fine-tune"
+    }
+    assert "demo.mp4" not in hub.fetched() and "flux1-dev.safetensors" not in hub.fetched()
+
+
 def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, tmp_path: Path):
     large = bytes(range(256)) * 50_000  # 12.8 MB; huggingface_hub writes in pieces of 10 MiB
     lora = "supports/optional_loras/flux_realism_lora.safetensors"
