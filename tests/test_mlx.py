@@ -20,7 +20,9 @@ from backends import load_backend
 from backends.mlx import dit, infusenet, load, t5
 from backends.mlx.quantise import quantise_layers
 from backends.mlx.save import save_quantised
+from backends.mlx.stream import is_modulation, stream_layers
 from infu import Cancelled, GenerationRequest, InfuError, Lora, generate
+from infu.memory import memory_needed
 from infu.models import locate
 from infu.pipeline import stream
 from infu.weights.lora import read_lora
@@ -310,26 +312,72 @@ def test_a_second_picture_of_the_same_face_and_prompt_runs_no_encoder(backend, m
 # Memory.
 
 
-def test_where_memory_is_short_the_encoders_are_gone_while_denoising(small):
-    loaded = load_backend("mlx", **FOLDERS, dtype="float32", offload="model")
-    encoders = sum(
-        array.nbytes
-        for encoder in (loaded._clip, loaded._t5)
-        for _, array in tree_flatten(encoder.network().parameters())
+@pytest.mark.parametrize("bits", [None, 8])
+def test_weights_left_in_their_files_change_no_number_and_are_not_in_memory(bits):
+    request = SMALL.replace(plugins=[Lora(PEFT, 0.8)])  # a LoRA on streamed layers too
+    pictures, memory = {}, {}
+    for offload in (None, "model", "sequential"):
+        before, during = mx.get_active_memory(), []
+        loaded = load_backend("mlx", **FOLDERS, dtype="float32", quantize=bits, offload=offload)
+        watch = lambda *_, during=during, before=before: during.append(mx.get_active_memory() - before)  # noqa: E731
+        pictures[offload] = [generate(r, loaded, on_step=watch).pixels for r in (request, SMALL, request)]
+        memory[offload] = max(during)
+        del loaded
+    assert all(np.array_equal(pictures[None], pictures[offload]) for offload in ("model", "sequential"))
+    everything = weight_bytes("base/transformer", bits) + weight_bytes(RELEASE / "InfuseNetModel", bits)
+    assert memory[None] > everything + weight_bytes("base/text_encoder_2", bits)
+    assert memory["model"] < 0.75 * everything + REST  # 27 % are modulations
+    assert (
+        memory["sequential"] < 0.25 * everything + REST
+    )  # T5's, CLIP's and the blocks' layers are in no memory
+
+
+RELEASE = Path("InfiniteYou/infu_flux_v1.0/aes_stage2")
+REST = 1.3e6  # of the tiny model: VAE, projection, a LoRA, constants and latents of a picture
+
+
+def weight_bytes(folder: str | Path, bits: int | None) -> int:
+    """Bytes of a golden network as it is loaded."""
+    loader = load.load_t5 if "encoder" in str(folder) else load.load_dit
+    if "Infuse" in str(folder):
+        loader = load.load_infusenet
+    network = loader(GOLDEN / folder, GOLDEN / folder, mx.float32, bits)
+    return sum(array.nbytes for _, array in tree_flatten(network.parameters()))
+
+
+def test_without_modulations_less_than_three_quarters_of_flux_stay_in_memory():
+    flux = (128, 24, 4096, 768, True, (16, 56, 56))
+    networks = (
+        dit.DiT(dit.FluxConfig(64, 19, 38, *flux)),
+        infusenet.InfuseNet(dit.FluxConfig(64, 4, 10, *flux)),
     )
-    with_encoders = mx.get_active_memory()
-    during = []
-    pixels = generate(SMALL, loaded, on_step=lambda *_: during.append(mx.get_active_memory())).pixels
-    assert np.array_equal(pixels, small)
-    assert max(during) < with_encoders - encoders + 1e6  # latents and constants
+    numbers = [sum(array.size for _, array in tree_flatten(network.parameters())) for network in networks]
+    for network in networks:
+        stream_layers(network, is_modulation, lambda name, layer: layer)
+    kept = [sum(array.size for _, array in tree_flatten(network.parameters())) for network in networks]
+    assert sum(numbers) == 11_901_408_320 + 2_952_654_336  # shared/manifests
+    assert sum(kept) <= 0.735 * sum(numbers)
 
 
-def test_memory_that_is_short_is_noticed_without_being_told(monkeypatch):
-    machine = {"memory": 2e6, "usable": 1.5e6, "available": 1e6, "device": "Apple GPU", "device_memory": None}
-    monkeypatch.setattr("backends.mlx.backend.read_machine", lambda: machine)
-    assert load_backend("mlx", **FOLDERS).offload == "model"
-    monkeypatch.setattr("backends.mlx.backend.read_machine", lambda: machine | {"usable": 1e12})
-    assert load_backend("mlx", **FOLDERS).offload is None
+def test_the_fastest_way_for_which_there_is_memory_is_taken_without_being_told(monkeypatch):
+    needed = {
+        way: memory_needed(locate(**FOLDERS), "float32", None, way)["shared"] for way in (None, "model")
+    }
+    assert needed["model"] < needed[None]
+    for usable, offload in (
+        (needed[None], None),
+        (needed["model"], "model"),
+        (needed["model"] - 1, "sequential"),
+    ):
+        machine = {
+            "memory": 1e12,
+            "usable": usable,
+            "available": 0,
+            "device": "Apple GPU",
+            "device_memory": None,
+        }
+        monkeypatch.setattr("backends.mlx.backend.read_machine", lambda machine=machine: machine)
+        assert load_backend("mlx", **FOLDERS, dtype="float32").offload == offload
 
 
 def test_no_torch_is_imported_to_generate():
@@ -353,7 +401,6 @@ def test_no_torch_is_imported_to_generate():
         ({"quantize": 5}, "8, 6, 4 or 3 bits"),
         ({"quantize": 2}, "8, 6, 4 or 3 bits"),
         ({"dtype": "float16"}, "NaN in float16"),
-        ({"offload": "sequential"}, 'offload="model"'),
     ],
 )
 def test_what_mlx_cannot_do_is_said_in_a_sentence(options, says):

@@ -13,11 +13,12 @@ from backends.base import Backend, Text
 from backends.mlx import dit, infusenet, load
 from backends.mlx.lora import Branches, linear_shapes
 from backends.mlx.quantise import check_bits
+from backends.mlx.stream import is_in_block, is_modulation
 from infu.cache import digest
 from infu.errors import InvalidRequest
 from infu.face import FaceStack
 from infu.flow import read_scheduler
-from infu.memory import fits, memory_needed, read_machine
+from infu.memory import memory_needed, read_machine
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
 from infu.preview import read_latent_colours
@@ -25,9 +26,7 @@ from infu.prompt import Tokenizers
 from infu.request import Lora
 from infu.weights.lora import LoraFile, read_lora
 
-MAX_CACHE = (
-    1 << 30
-)  # bytes of freed arrays MLX keeps for reuse: a step's activations, not the encoders' weights
+MAX_CACHE = 1 << 30  # bytes of freed arrays MLX keeps for reuse: a step's activations, not whole networks
 
 
 class MlxBackend(Backend):
@@ -39,28 +38,21 @@ class MlxBackend(Backend):
         check_bits(quantize)
         if dtype == "float16":
             raise InvalidRequest("FLUX makes NaN in float16 on MLX. Choose bfloat16 or float32.")
-        if offload == "sequential":
-            raise InvalidRequest(
-                'A Mac has one memory for all, so offload="sequential" would read every layer from disk in '
-                'every step. Choose offload="model", or quantize=8 or 4, which needs less memory.'
-            )
         mx.set_cache_limit(MAX_CACHE)
         self.files, self.bits = files, quantize
         self.device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
         self.dtype = dtype or ("bfloat16" if self.device == "gpu" else "float32")
         self._dtype = getattr(mx, self.dtype)
-        self.offload = offload or (None if self._fits() else "model")
+        self.offload = offload or self._choose_offload()
         self.model_name = files.name
         self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
         self.latent_colours = read_latent_colours(files.vae)
         base = files.base
         self._clip = Encoder(lambda: load.load_clip(files.text_encoder, base / "text_encoder", self._dtype))
-        self._t5 = Encoder(
-            lambda: load.load_t5(files.text_encoder_2, base / "text_encoder_2", self._dtype, quantize)
-        )
+        self._t5 = Encoder(lambda: self._load_large(load.load_t5, "text_encoder_2"))
         self._rest_encoders()  # read all the same: a broken file is reported here, not by the first request
         self._vae = load.load_vae(files.vae, base / "vae", self._dtype)
-        self._dit = load.load_dit(files.transformer, base / "transformer", self._dtype, quantize)
+        self._dit = self._load_large(load.load_dit, "transformer")
         t5_length = 512 if self._dit.config.guidance_embeds else 256  # dev and schnell
         self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
         self._infusenet = self._projection = None
@@ -70,15 +62,32 @@ class MlxBackend(Backend):
             self._load_identity(files)
         self._compile()
 
-    def _fits(self) -> bool:
-        return fits(memory_needed(self.files, self.dtype, self.bits), read_machine())
+    def _choose_offload(self) -> str | None:
+        """The way of loading that takes the least time of those for which this machine has the memory."""
+        usable = read_machine()["usable"]
+        for offload in (None, "model"):
+            if memory_needed(self.files, self.dtype, self.bits, offload)["shared"] <= usable:
+                return offload
+        return "sequential"
+
+    def _load_large(self, load_network: Callable[..., nn.Module], part: str) -> Any:
+        """DiT, InfuseNet or T5: quantised, and as much of it left in the files as `offload` says."""
+        base = self.files.base / ("transformer" if part == "infusenet" else part)
+        streamed = is_in_block if self.offload == "sequential" or part == "text_encoder_2" else is_modulation
+        return load_network(
+            getattr(self.files, part), base, self._dtype, self.bits, streamed if self.offload else None
+        )
 
     def _load_identity(self, files: ModelFiles) -> None:
         """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
-        base = files.base / "transformer"
-        network = load.load_infusenet(files.infusenet, base, self._dtype, self.bits)
-        projection = load.load_projection(files.projection, self._dtype)
-        self.files, self._infusenet, self._projection = files, network, projection
+        before, self.files = self.files, files
+        try:
+            network = self._load_large(load.load_infusenet, "infusenet")
+            projection = load.load_projection(files.projection, self._dtype)
+        except BaseException:
+            self.files = before
+            raise
+        self._infusenet, self._projection = network, projection
         self.faces = FaceStack(files.detector, files.recogniser, projection.proj_in.weight.shape[1])
         self.model_version, self.model_versions = files.model_version, files.model_versions
         self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
@@ -94,7 +103,10 @@ class MlxBackend(Backend):
         def infuse(latents, constants, scale):
             return side(latents.astype(dtype), constants, scale)
 
-        self._velocity, self._infuse = mx.compile(velocity), mx.compile(infuse)
+        if self.offload == "sequential":  # layers are computed one by one
+            self._velocity, self._infuse = velocity, infuse
+        else:
+            self._velocity, self._infuse = mx.compile(velocity), mx.compile(infuse)
 
     def use_version(self, model_version: str) -> None:
         if model_version != self.model_version:

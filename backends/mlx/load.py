@@ -5,7 +5,7 @@ makes an array when it is asked for, and what a new layer starts with is replace
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,23 +17,29 @@ import numpy as np
 
 from backends.mlx import clip, dit, infusenet, projection, t5, vae
 from backends.mlx.quantise import quantise_layers
+from backends.mlx.stream import stream_layers
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
 from infu.weights.files import WeightFiles, fold, open_weights
 from infu.weights.torchfile import read_torch_file
 
 Config = TypeVar("Config")
 Weights = WeightFiles | Mapping[str, np.ndarray]  # name -> anything with `.shape`
+Chosen = Callable[[str], bool] | None  # which linear layers stay in their file (stream.py), by name
 
 
 # One function per network: `path` is a folder, or a file whose config is then in the folder `base`.
 
 
-def load_dit(path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None) -> dit.DiT:
+def load_dit(
+    path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None, streamed: Chosen = None
+) -> dit.DiT:
     config = read_config(dit.FluxConfig, config_of(path, base), dit.OLD_CONFIG)
-    return load_network(dit.DiT(config), path, dtype, bits)
+    return load_network(dit.DiT(config), path, dtype, bits, streamed)
 
 
-def load_infusenet(path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None) -> infusenet.InfuseNet:
+def load_infusenet(
+    path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None, streamed: Chosen = None
+) -> infusenet.InfuseNet:
     """A single file (ComfyUI's builds) is sized like the DiT of the folder `base`, but for its own depth."""
     config = read_config(dit.FluxConfig, config_of(path, base), dit.OLD_CONFIG)
     if not path.is_dir():
@@ -44,7 +50,7 @@ def load_infusenet(path: Path, base: Path, dtype: mx.Dtype, bits: int | None = N
             num_single_layers=count_blocks(names, "controlnet_single_blocks"),
             guidance_embeds=any("guidance_embedder" in name for name in names),
         )
-    return load_network(infusenet.InfuseNet(config), path, dtype, bits)
+    return load_network(infusenet.InfuseNet(config), path, dtype, bits, streamed)
 
 
 def load_vae(path: Path, base: Path, dtype: mx.Dtype) -> vae.VAE:
@@ -55,8 +61,11 @@ def load_clip(path: Path, base: Path, dtype: mx.Dtype) -> clip.CLIP:
     return load_network(clip.CLIP(read_config(clip.CLIPConfig, config_of(path, base))), path, dtype)
 
 
-def load_t5(path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None) -> t5.T5:
-    return load_network(t5.T5(read_config(t5.T5Config, config_of(path, base))), path, dtype, bits, t5.TIED)
+def load_t5(
+    path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None, streamed: Chosen = None
+) -> t5.T5:
+    network = t5.T5(read_config(t5.T5Config, config_of(path, base)))
+    return load_network(network, path, dtype, bits, streamed, t5.TIED)
 
 
 def load_projection(path: Path, dtype: mx.Dtype) -> projection.Projection:
@@ -78,6 +87,7 @@ def load_network(
     path: Path,
     dtype: mx.Dtype,
     bits: int | None = None,
+    streamed: Chosen = None,
     same: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Fill an empty network from its files, quantised to `bits` or to what the files are quantised to."""
@@ -89,7 +99,7 @@ def load_network(
         )
     if stored or bits:
         quantise_layers(network, stored or bits)
-    return load_weights(network, open_weights(path), dtype, same)
+    return load_weights(network, open_weights(path), dtype, same, streamed)
 
 
 def config_of(path: Path, base: Path) -> Path:
@@ -133,7 +143,11 @@ class Place:
 
 
 def load_weights(
-    network: nn.Module, weights: Weights, dtype: mx.Dtype, same: Mapping[str, str] | None = None
+    network: nn.Module,
+    weights: Weights,
+    dtype: mx.Dtype,
+    same: Mapping[str, str] | None = None,
+    streamed: Chosen = None,
 ) -> nn.Module:
     """Put every tensor in its place, in `dtype`; a quantised layer's is packed on the way.
 
@@ -144,9 +158,26 @@ def load_weights(
     places = find_places(network, packed)
     names = {name: (same or {}).get(name, name) for name in weights}
     check(type(network).__name__, places, weights, names)
-    for target, name in {target: name for name, target in names.items()}.items():
-        put(places[target], read_tensor(weights, name), dtype)
-    return network
+    sources = {target: name for name, target in names.items()}
+    if streamed:
+        stream_layers(
+            network, streamed, lambda name, layer: fill(layer, f"{name}.", sources, weights, dtype, packed)
+        )
+    return fill(network, "", sources, weights, dtype, packed)
+
+
+def fill(
+    module: nn.Module,
+    prefix: str,
+    sources: Mapping[str, str],
+    weights: Weights,
+    dtype: mx.Dtype,
+    packed: bool,
+) -> nn.Module:
+    """Read the tensors of a module whose names in the network begin with `prefix`."""
+    for name, place in find_places(module, packed).items():
+        put(place, read_tensor(weights, sources[prefix + name]), dtype)
+    return module
 
 
 def find_places(network: nn.Module, packed: bool = False) -> dict[str, Place]:

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from backends.mlx.layers import find_module, replace_module
+from backends.mlx.stream import Streamed
 from infu.weights.lora import LowRank
 
 Loras = Iterable[tuple[Mapping[str, LowRank], float]]  # module name -> delta, and the scale, of each file
@@ -56,10 +57,12 @@ class Branches:
 
 
 def linear_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Module name -> (out, in) of every linear layer, quantised or not."""
+    """Module name -> (out, in) of every linear layer: quantised, streamed or plain."""
     shapes = {}
     for name, module in network.named_modules():
-        if isinstance(module, nn.QuantizedLinear):
+        if isinstance(module, Streamed):
+            shapes[name] = module.shape
+        elif isinstance(module, nn.QuantizedLinear):
             shapes[name] = (module.weight.shape[0], module.weight.shape[1] * 32 // module.bits)
         elif isinstance(module, nn.Linear):
             shapes[name] = module.weight.shape
