@@ -229,3 +229,21 @@ def test_a_visitor_who_leaves_frees_the_device(browser: Browser, server: Server,
     client = Client(server.url, verbose=False)
     client.predict(handle_file(photo), width=128, height=128, num_steps=1, api_name="/generate_image")
     assert time.monotonic() - left < 100 * step_seconds + 5  # a run that went on had some 180 steps to go
+
+
+def test_page_and_client_make_the_same_picture_on_mlx(browser: Browser, photo: Path, tmp_path: Path):
+    asked = {"width": 128, "height": 160, "num_steps": 3, "seed": 11}
+    with served(tmp_path, "--backend", "mlx") as server, visited(browser, server) as page:
+        upload(page, photo)
+        open_fold(page)
+        for name, value in asked.items():
+            set_field(page, name, value)
+        page.locator("#generate").click()
+        expect(page.locator("#progress")).to_contain_text("Done in", timeout=PATIENCE)
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        client = Client(server.url, verbose=False)
+        again = client.predict(handle_file(photo), **asked, api_name="/generate_image")["value"]
+        assert read_picture(download.value.path()) == read_picture(again)
+        assert read_picture(again)["backend"] == "mlx"
+        assert Path(download.value.path()).read_bytes() == Path(again).read_bytes()
