@@ -68,8 +68,8 @@ def list_memory(files: ModelFiles | None, machine: dict[str, Any]) -> list[dict[
 
 def is_offered(quantize: int | None, offload: str | None, machine: dict[str, Any]) -> bool:
     """Whether the backend that `auto` takes on this machine has this choice."""
-    if machine["device"] == "Apple GPU":  # MLX: 6 and 3 bits too; no layer-wise offloading from one memory
-        return offload != "sequential"
+    if machine["device"] == "Apple GPU":  # MLX has them all
+        return True
     on_cpu = machine["device_memory"] is None  # there layers come from their files as they are: not quantised
     return quantize in (None, 8, 4) and not (on_cpu and quantize and offload == "sequential")
 
