@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from backends.pytorch.lora import linear_shapes
+from backends.pytorch.lora import weight_shapes
 from backends.pytorch.projection import Projection
 
 TOKENIZERS = Path(__file__).parents[1] / "infu" / "mini" / "base"  # small vocabularies, made for this project
@@ -193,7 +193,7 @@ def save_projection(path: Path, sizes: Sizes) -> None:
 def save_supports(folder: Path, transformer: nn.Module) -> None:
     """Which faces it was made for, and the two optional LoRAs, random and weak."""
     save_json(folder / "face_stack.json", {"stack": "embedded"})
-    shapes = {name: shape for name, shape in linear_shapes(transformer).items() if ".attn.to_" in name}
+    shapes = {name: shape for name, shape in weight_shapes(transformer).items() if ".attn.to_" in name}
     for name in ("realism", "anti_blur"):
         state: dict[str, Tensor] = {}
         for module, (out, columns) in shapes.items():

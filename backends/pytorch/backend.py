@@ -13,7 +13,7 @@ from torch import Tensor
 from backends.base import Backend, Text
 from backends.pytorch import dit, infusenet, load
 from backends.pytorch.load import load_network
-from backends.pytorch.lora import Branches, linear_shapes
+from backends.pytorch.lora import Branches, weight_shapes
 from backends.pytorch.resident import Resident
 from infu.cache import digest
 from infu.errors import InvalidRequest, NotEnoughMemory
@@ -24,7 +24,7 @@ from infu.noise import pack_latents, unpack_latents
 from infu.preview import read_latent_colours
 from infu.prompt import Tokenizers
 from infu.request import Lora
-from infu.weights.lora import LoraFile, read_lora
+from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile, read_lora
 
 
 @contextmanager
@@ -63,7 +63,7 @@ class PytorchBackend(Backend):
         self.files, self.bits, self.offload = files, quantize, offload
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = dtype or fastest_dtype(self.device)
-        self._branches = Branches((), self.device)
+        self._branches, self._text_loras = self._make_branches(()), ()
         if offload == "sequential" and quantize and self.device == "cpu":
             raise InvalidRequest(
                 'On a CPU offload="sequential" reads layers from their files as they are, so it cannot be '
@@ -130,12 +130,14 @@ class PytorchBackend(Backend):
             clip_ids = torch.from_numpy(self.tokenizers.clip(prompt)).to(self.device)
             t5_ids = torch.from_numpy(self.tokenizers.t5(prompt, length)).to(self.device)
             with self._clip.use() as clip:
-                pooled = clip(clip_ids).pooler_output  # (1, P)
+                pooled = self._branches[CLIP].attach(clip)(clip_ids).pooler_output  # (1, P)
             with self._t5.use() as t5:
-                states = t5(t5_ids).last_hidden_state  # (1, T, joint width); no mask, as FLUX was trained
+                states = (
+                    self._branches[T5].attach(t5)(t5_ids).last_hidden_state
+                )  # (1, T, joint width); no mask, as FLUX was trained
             return Text(states.to(self._dtype), pooled.to(self._dtype))
 
-        return self.cache("text", (prompt, length), encode)
+        return self.cache("text", (prompt, length, self._text_loras), encode)
 
     @on_device
     def encode_image(self, picture: np.ndarray) -> Tensor:
@@ -167,7 +169,7 @@ class PytorchBackend(Backend):
     def make_base_constants(
         self, sigmas: Sequence[float], width: int, height: int, text: Text, guidance_scale: float
     ) -> dit.Constants:
-        network = self._branches.attach(self._dit.arrive())
+        network = self._branches[TRANSFORMER].attach(self._dit.arrive())
         return dit.make_constants(network, sigmas, width, height, text.states, text.pooled, guidance_scale)
 
     @on_device
@@ -187,7 +189,7 @@ class PytorchBackend(Backend):
     def velocity(
         self, base: dit.Constants, step: int, latents: Tensor, residuals: dit.Residuals | None = None
     ) -> Tensor:
-        network = self._branches.attach(self._dit.arrive())
+        network = self._branches[TRANSFORMER].attach(self._dit.arrive())
         return dit.velocity(network, base, step, latents.to(self._dtype), residuals).float()
 
     @on_device
@@ -212,25 +214,40 @@ class PytorchBackend(Backend):
     @contextmanager
     def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[str]]:
         files = [(self._read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
-        self._branches = Branches(((file.deltas, scale) for file, scale in files), self.device)
+        self._branches = self._make_branches(files)
+        self._text_loras = tuple((file, scale) for file, scale in files if file.changes_text)
         try:
             yield [note for file, _ in files for note in file.notes]
         finally:
-            self._branches.detach()
-            self._branches = Branches((), self.device)
+            for branches in self._branches.values():
+                branches.detach()
+            self._branches, self._text_loras = self._make_branches(()), ()
             self._rest_denoiser()
+
+    def _make_branches(self, files: Sequence[tuple[LoraFile, float]]) -> dict[str, Branches]:
+        """For each network that a LoRA may change, its branches."""
+        return {
+            network: Branches([(file.changes[network], scale) for file, scale in files], self.device)
+            for network in NETWORKS
+        }
 
     def _read_lora(self, path: str | Path) -> LoraFile:
         """A LoRA by its path, size and time: known ones are not read again."""
         path = Path(path)
         known = path.stat() if path.is_file() else None
         key = known and (str(path), known.st_size, known.st_mtime_ns)
-        return self.cache("lora", key, lambda: read_lora(path, self._linear_shapes))
+        return self.cache("lora", key, lambda: read_lora(path, self._weight_shapes))
 
     @functools.cached_property
-    def _linear_shapes(self) -> dict[str, tuple[int, int]]:
-        path = self.files.transformer if self.files.transformer.is_dir() else self.files.base / "transformer"
-        return linear_shapes(load.build_empty(load.build_transformer, load.read_config(path)))
+    def _weight_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The modules of the networks that a LoRA may change, from their configs."""
+        builds = {TRANSFORMER: load.build_transformer, CLIP: load.build_clip, T5: load.build_t5}
+        shapes = {}
+        for part, build in builds.items():
+            path = getattr(self.files, part)
+            config = load.read_config(path if path.is_dir() else self.files.base / part)
+            shapes[part] = weight_shapes(load.build_empty(build, config))
+        return shapes
 
     def _rest_denoiser(self) -> None:
         for resident in (self._dit, self._infusenet):

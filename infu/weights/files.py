@@ -190,7 +190,7 @@ def fold(names: Iterable[str]) -> str:
     """Names with their numbers folded, for errors that can be read: `blocks.{0...18}.attn.to_q.weight`."""
     groups: dict[str, list[int]] = {}
     for name in names:
-        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        number = re.search(r"(?<=[._])\d+(?=[._])", name)
         key = name if number is None else name[: number.start()] + "{}" + name[number.end() :]
         groups.setdefault(key, []).append(-1 if number is None else int(number[0]))
     parts = []

@@ -1,132 +1,178 @@
-"""LoRA files -> low-rank weight deltas by diffusers module name: PEFT / diffusers and kohya layouts.
+"""LoRA files of every layout -> what each does to which module of which network.
 
-Delta = scale * alpha / rank * up @ down (arXiv 2106.09685, 4.1). Where a file has one module for several of
-ours (kohya's fused q, k, v), `down` is shared and `up` is cut by the rows of each target.
+W' = W + scale * alpha / rank * up @ down (arXiv 2106.09685, 4.1); the other kinds stand in `changes.py`. A
+layout is a prefix, a spelling of the module's name (`names.py`) and endings: tables. Every key of a file is
+used, or named in the report; sizes come from the network's own shapes.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from types import SimpleNamespace
+from typing import Any
 
 from infu.errors import BrokenFile, MissingFile
+from infu.weights.changes import Change, LowRank
 from infu.weights.files import fold, open_weights
+from infu.weights.foreign import name_foreign_lora
+from infu.weights.lora_module import ENDINGS, check_finite, make_changes, read_settings
+from infu.weights.names import Target, encoder_spellings, spellings
 
-DOUBLE = {  # lora_unet_double_blocks_{i}_KEY is transformer_blocks.{i}.VALUES
-    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "img_attn_proj": ("attn.to_out.0",),
-    "txt_attn_proj": ("attn.to_add_out",),
-    "img_mlp_0": ("ff.net.0.proj",),
-    "img_mlp_2": ("ff.net.2",),
-    "txt_mlp_0": ("ff_context.net.0.proj",),
-    "txt_mlp_2": ("ff_context.net.2",),
-    "img_mod_lin": ("norm1.linear",),
-    "txt_mod_lin": ("norm1_context.linear",),
-}
-SINGLE = {  # lora_unet_single_blocks_{i}_KEY is single_transformer_blocks.{i}.VALUES
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",),
-    "modulation_lin": ("norm.linear",),
-}
-KOHYA = (("double", "transformer_blocks", DOUBLE), ("single", "single_transformer_blocks", SINGLE))
-HALVES = {  # ending of a key -> which half of the pair it is
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".alpha": "alpha",
-}
+Shapes = Mapping[str, tuple[int, ...]]  # module name -> shape of its weight
 
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """One delta: `down` (r, in), `up` (out, r), views of the file in its dtype; `factor` = alpha / rank."""
-
-    down: np.ndarray
-    up: np.ndarray
-    factor: float
+TRANSFORMER, CLIP, T5 = "transformer", "text_encoder", "text_encoder_2"
+NETWORKS = {TRANSFORMER: "the base", CLIP: "CLIP", T5: "T5"}
+PREFIXES = (  # before a module's name: who writes it, and the network. Of two that fit, the upper is taken
+    ("base_model.model.transformer.", "PEFT", TRANSFORMER),
+    ("base_model.model.", "PEFT", TRANSFORMER),
+    ("transformer.", "PEFT, diffusers, ai-toolkit", TRANSFORMER),
+    ("model.diffusion_model.", "ComfyUI", TRANSFORMER),
+    ("diffusion_model.", "ComfyUI", TRANSFORMER),
+    ("lora_transformer_", "OneTrainer", TRANSFORMER),
+    ("lora_unet_", "kohya, TheLastBen", TRANSFORMER),
+    ("lycoris_", "LyCORIS", TRANSFORMER),
+    ("text_encoders.clip_l.transformer.", "ComfyUI", CLIP),
+    ("text_encoder.", "PEFT, diffusers", CLIP),
+    ("lora_te1_", "kohya, OneTrainer", CLIP),
+    ("lora_te_", "kohya", CLIP),
+    ("text_encoders.t5xxl.transformer.", "ComfyUI", T5),
+    ("text_encoder_2.", "diffusers", T5),
+    ("lora_te3_", "kohya", T5),
+    ("lora_te2_", "OneTrainer", T5),
+    ("", "diffusers, BFL, XLabs", TRANSFORMER),
+)
+BY_ENDING = sorted(
+    ((ending, role) for role, endings in ENDINGS.items() for ending in endings), key=lambda e: -len(e[0])
+)
+IGNORED = (  # keys that belong to nothing FLUX uses, and harm nothing
+    (r"text_projection", "CLIP's text projection, which FLUX does not use"),
+    (r"^bundle_emb\.", "an embedding bundled with the LoRA, which is not supported"),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """Module name -> its delta, and the keys that fit no module."""
+    """Network -> module -> its change; the keys that fit no module; what was left out on purpose, and why."""
 
-    deltas: dict[str, LowRank]
+    name: str
+    changes: dict[str, dict[str, Change]]
     unused: tuple[str, ...]
+    ignored: dict[str, tuple[str, ...]]  # reason -> keys
+
+    @property
+    def deltas(self) -> dict[str, SimpleNamespace]:
+        """The plain low-rank changes of the base, for a backend that knows no others."""
+        found = {}
+        for name, change in self.changes[TRANSFORMER].items():
+            if not isinstance(change.matrix, LowRank) or change.bias is not None or change.magnitude:
+                raise BrokenFile("This kind of LoRA is not supported on the MLX backend. Use PyTorch's.")
+            found[name] = SimpleNamespace(**vars(change.matrix), factor=change.factor)
+        return found
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether a prompt is encoded otherwise with this LoRA."""
+        return bool(self.changes.get(CLIP) or self.changes.get(T5))
+
+    @property
+    def matched(self) -> dict[str, int]:
+        return {network: len(changes) for network, changes in self.changes.items() if changes}
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Plain JSON values: how many modules of each network, and what was not used."""
+        ignored = {reason: fold(keys) for reason, keys in self.ignored.items()}
+        unused = {"count": len(self.unused), "names": fold(self.unused)} if self.unused else None
+        return {"file": self.name, "matched": self.matched, "unused": unused, "ignored": ignored}
 
     @property
     def notes(self) -> list[str]:
-        return [f"A LoRA has parts that this model does not use: {fold(self.unused)}."] if self.unused else []
+        """What a user should know: nothing where every key was used."""
+        used = ", ".join(f"{count} modules of {NETWORKS[name]}" for name, count in self.matched.items())
+        notes = [f"Left out of the LoRA, as {reason}: {fold(keys)}." for reason, keys in self.ignored.items()]
+        if self.unused:
+            notes.append(
+                f"A LoRA has parts that this model does not use ({len(self.unused)} tensors): "
+                f"{fold(self.unused)}. Used: {used}."
+            )
+        return notes
 
 
-def read_lora(path: Path, shapes: Mapping[str, tuple[int, int]]) -> LoraFile:
-    """Read a LoRA for a network whose linear modules have these (out, in) `shapes`, by diffusers name.
+def read_lora(path: Path, networks: Mapping[str, Shapes]) -> LoraFile:
+    """Read a LoRA for networks ("transformer", "text_encoder", "text_encoder_2") whose modules have weights
+    of these shapes, by the modules' own names.
 
-    Raises `BrokenFile` when nothing in the file fits, a pair is not whole, or a shape contradicts.
+    Raises `MissingFile`, or `BrokenFile` when nothing in the file fits, a part is missing, a shape
+    contradicts, or a number is not finite.
     """
     if not path.is_file():
         raise MissingFile(f"There is no LoRA file {path.name!r}. Give the path of a safetensors file.")
+    if all(isinstance(shape, tuple) for shape in networks.values()):
+        networks = {TRANSFORMER: networks}
     weights = open_weights(path)
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    unused = []
+    foreign = name_foreign_lora(weights)
+    if foreign:
+        raise BrokenFile(foreign)
+    names = {
+        network: spellings(shapes) if network == TRANSFORMER else encoder_spellings(shapes)
+        for network, shapes in networks.items()
+    }
+    modules, unused, ignored = sort_keys(weights, names)
+    changes: dict[str, dict[str, Change]] = {network: {} for network in networks}
+    metadata = read_settings(weights.metadata)
+    for (_, network, module), (target, keys) in modules.items():
+        if any(name in changes[network] for name in target.modules):
+            ignored.setdefault("the same module is there in another spelling", []).extend(keys.values())
+            continue
+        parts = {role: weights.read(key) for role, key in keys.items()}
+        parts = check_finite(keys, parts)
+        shapes = {name: tuple(networks[network][name]) for name in target.modules}
+        changes[network] |= make_changes(module, parts, target, shapes, metadata)
+    if not any(changes.values()):
+        held = fold([*unused, *(key for keys in ignored.values() for key in keys)])
+        raise BrokenFile(
+            f"Nothing in the LoRA fits this model: 0 of its modules. It holds {held or 'no tensors'}."
+        )
+    return LoraFile(path.name, changes, tuple(unused), {why: tuple(keys) for why, keys in ignored.items()})
+
+
+# Names.
+
+
+def sort_keys(weights: Iterable[str], names: Mapping[str, Mapping[str, Target]]) -> tuple[dict, list, dict]:
+    """Keys -> {(rank of the prefix, network, the file's module): (target, {role: key})} in the order of the
+    prefixes; those that fit nothing; and those that are ignored, by reason."""
+    modules: dict[tuple[int, str, str], tuple[Target, dict[str, str]]] = {}
+    unused, ignored = [], {}
     for key in weights:
-        module, half = split_key(key)
-        if half is None or not targets_of(module, shapes):
+        reason = next((why for sign, why in IGNORED if re.search(sign, key)), None)
+        module, role = split_key(key)
+        found = find_target(module, names) if role else None
+        if reason:
+            ignored.setdefault(reason, []).append(key)
+        elif found is None:
             unused.append(key)
         else:
-            parts.setdefault(module, {})[half] = weights.read(key)
-    deltas: dict[str, LowRank] = {}
-    for module, halves in parts.items():
-        deltas.update(cut(module, halves, {name: shapes[name] for name in targets_of(module, shapes)}))
-    if not deltas:
-        raise BrokenFile(f"Nothing in the LoRA fits this model. It holds {fold(unused) or 'no tensors'}.")
-    return LoraFile(deltas, tuple(unused))
+            rank, network, target = found
+            modules.setdefault((rank, network, module), (target, {}))[1][role] = key
+    return dict(sorted(modules.items(), key=lambda item: item[0][0])), unused, ignored
 
 
 def split_key(key: str) -> tuple[str, str | None]:
-    """`module.lora_A.weight` -> module, "down"; half is None for a key of no known ending."""
-    for ending, half in HALVES.items():
+    """`module.lora_A.weight` -> module, "down"; the role is None for a key of no known ending."""
+    for ending, role in BY_ENDING:
         if key.endswith(ending):
-            return key.removesuffix(ending), half
+            return key.removesuffix(ending), role
     return key, None
 
 
-def targets_of(module: str, shapes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """A file's module name -> our module names, in the order of its rows; none if it is not known."""
-    name = module.removeprefix("transformer.")
-    if name in shapes:
-        return (name,)
-    for kind, blocks, table in KOHYA:
-        found = re.fullmatch(rf"lora_unet_{kind}_blocks_(\d+)_(\w+)", module)
-        if found and found[2] in table:
-            targets = tuple(f"{blocks}.{found[1]}.{target}" for target in table[found[2]])
-            return targets if all(target in shapes for target in targets) else ()
-    return ()
-
-
-def cut(
-    module: str, halves: dict[str, np.ndarray], targets: dict[str, tuple[int, int]]
-) -> dict[str, LowRank]:
-    """One pair of a file -> a delta for each of its targets."""
-    if "down" not in halves or "up" not in halves:
-        raise BrokenFile(f"The LoRA has half a pair for {module}: its file is damaged. Download it again.")
-    down, up = halves["down"], halves["up"]
-    rows, columns = sum(out for out, _ in targets.values()), next(iter(targets.values()))[1]
-    if down.ndim != 2 or up.ndim != 2 or down.shape[1] != columns or up.shape != (rows, down.shape[0]):
-        raise BrokenFile(
-            f"The LoRA was made for another model: {module} has {up.shape} x {down.shape}, "
-            f"and this model needs {rows} rows and {columns} columns."
-        )
-    rank = down.shape[0]
-    alpha = float(halves["alpha"].reshape(-1)[0]) if "alpha" in halves and halves["alpha"].size else 0.0
-    factor = alpha / rank if alpha else 1.0  # absent or 0 means none was set
-    if not (np.isfinite(down).all() and np.isfinite(up).all() and np.isfinite(factor)):
-        raise BrokenFile(f"The LoRA has numbers that are not finite in {module}: it cannot be used.")
-    deltas, start = {}, 0
-    for name, (out, _) in targets.items():
-        deltas[name] = LowRank(down, up[start : start + out], factor)
-        start += out
-    return deltas
+def find_target(module: str, names: Mapping[str, Mapping[str, Target]]) -> tuple[int, str, Target] | None:
+    """A file's module name -> the rank of its prefix, the network, and where it goes there."""
+    for rank, (prefix, _, network) in enumerate(PREFIXES):
+        if module.startswith(prefix) and network in names:
+            name = module.removeprefix(prefix)
+            target = names[network].get(name) or names[network].get(name.removesuffix("_"))
+            if target is not None:
+                return rank, network, target
+    return None

@@ -1,0 +1,119 @@
+"""FLUX's modules by name: BFL's spelling, as tables, -> diffusers' modules. No size stands in a table.
+
+One module of BFL's may hold several of diffusers', one after another in its rows
+(black-forest-labs/flux `model.py`; diffusers `convert_flux_to_diffusers.py`).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+TEXT_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+DOUBLE = {  # double_blocks.{i}.KEY is transformer_blocks.{i}.VALUES
+    "img_attn.qkv": QKV,
+    "txt_attn.qkv": TEXT_QKV,
+    "img_attn.proj": ("attn.to_out.0",),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
+    "img_mod.lin": ("norm1.linear",),
+    "txt_mod.lin": ("norm1_context.linear",),
+    "img_attn.norm.query_norm": ("attn.norm_q",),
+    "img_attn.norm.key_norm": ("attn.norm_k",),
+    "txt_attn.norm.query_norm": ("attn.norm_added_q",),
+    "txt_attn.norm.key_norm": ("attn.norm_added_k",),
+}
+SINGLE = {  # single_blocks.{i}.KEY is single_transformer_blocks.{i}.VALUES
+    "linear1": (*QKV, "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation.lin": ("norm.linear",),
+    "norm.query_norm": ("attn.norm_q",),
+    "norm.key_norm": ("attn.norm_k",),
+}
+OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
+SWAPPED = ("norm_out.linear",)  # BFL: shift, then scale; diffusers: scale, then shift
+XLABS_DOUBLE = {  # x-flux's processors: 1 is the image stream, 2 the text stream
+    "processor.qkv_lora1": QKV,
+    "processor.qkv_lora2": TEXT_QKV,
+    "processor.proj_lora1": ("attn.to_out.0",),
+    "processor.proj_lora2": ("attn.to_add_out",),
+}
+XLABS_SINGLE = {"processor.qkv_lora": QKV, "processor.proj_lora": ("proj_out",)}
+BLOCKS = (
+    ("double_blocks", "transformer_blocks", DOUBLE),
+    ("single_blocks", "single_transformer_blocks", SINGLE),
+)
+XLABS_BLOCKS = (
+    ("double_blocks", "transformer_blocks", XLABS_DOUBLE),
+    ("single_blocks", "single_transformer_blocks", XLABS_SINGLE),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the rows of one module of a file go: to these modules, in this order; `swapped`: the two halves
+    of the rows are exchanged."""
+
+    modules: tuple[str, ...]
+    swapped: bool = False
+
+
+def bfl_targets(modules: Iterable[str], blocks=BLOCKS) -> dict[str, Target]:
+    """BFL's module name -> diffusers', for a network that has these `modules`, all of a name's or none."""
+    there = set(modules)
+    targets = {
+        bfl: Target((name,), name in SWAPPED)
+        for bfl, name in OUTSIDE.items()
+        if name in there and blocks is BLOCKS
+    }
+    for bfl_blocks, our_blocks, table in blocks:
+        for i in block_numbers(there, our_blocks):
+            for key, values in table.items():
+                names = tuple(f"{our_blocks}.{i}.{value}" for value in values)
+                if there.issuperset(names):
+                    targets[f"{bfl_blocks}.{i}.{key}"] = Target(names)
+    return targets
+
+
+def block_numbers(names: Iterable[str], blocks: str) -> list[int]:
+    found = (re.match(rf"{blocks}\.(\d+)\.", name) for name in names)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def spellings(modules: Iterable[str]) -> dict[str, Target]:
+    """Every name by which a LoRA file may call a module of FLUX's: diffusers', BFL's, XLabs', and each with
+    underscores for dots."""
+    modules = list(modules)
+    names = {name: Target((name,)) for name in modules}
+    names |= bfl_targets(modules) | bfl_targets(modules, XLABS_BLOCKS)
+    return with_underscores(names)
+
+
+def encoder_spellings(modules: Iterable[str]) -> dict[str, Target]:
+    """The same for a text encoder: CLIP's names with and without the `text_model.` of older transformers."""
+    names = {}
+    for module in modules:
+        short = module.removeprefix(CLIP_PREFIX)
+        names[short] = names[CLIP_PREFIX + short] = Target((module,))
+    return with_underscores(names)
+
+
+CLIP_PREFIX = "text_model."
+
+
+def with_underscores(names: Mapping[str, Target]) -> dict[str, Target]:
+    return {name.replace(".", "_"): target for name, target in names.items()} | dict(names)
