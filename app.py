@@ -318,7 +318,7 @@ def serve(
     try:
         studio = Studio(**model.loading())
     except InfuError as error:
-        raise SystemExit(f"{error}") from None
+        raise SystemExit(str(error)) from None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="infu-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
