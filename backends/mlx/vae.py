@@ -241,15 +241,15 @@ class GroupNorm(nn.Module):
         return lambda x: activate(x, scale, shift)
 
     def _mean(self, bands: Map, of: Callable[[mx.array], mx.array]) -> mx.array:
-        """The mean over rows, columns and a group's channels, (B, 1, 1, C)."""
+        """The mean over rows, columns and a group's channels, (B, 1, 1, C). Row by row first, so that the
+        order of the additions, and every bit, is the same however the map is cut."""
         B, _, W, C = bands[0].shape
-        total = mx.zeros((B, C))
+        sums = []
         for band in bands:
-            total = total + of(band.astype(mx.float32)).sum(axis=2).sum(
-                axis=1
-            )  # one after the other: small errors
-            mx.eval(total)
-        means = total.reshape(B, self.groups, -1).mean(axis=2) / (W * sum(band.shape[1] for band in bands))
+            sums.append(of(band.astype(mx.float32)).sum(axis=2))  # (B, rows, C)
+            mx.eval(sums[-1])
+        rows = mx.concatenate(sums, axis=1)
+        means = (rows.sum(axis=1) / (W * rows.shape[1])).reshape(B, self.groups, -1).mean(axis=2)
         return mx.repeat(means, C // self.groups, axis=1)[:, None, None]
 
 
