@@ -22,16 +22,16 @@ import gradio as gr
 import typer
 
 from backends import load_backend
-from infu import page
 from infu.cli import find_lora
 from infu.errors import InfuError, PhotoError
 from infu.metadata import picture_metadata, read_picture
-from infu.models import MINI, VERSIONS
+from infu.models import MINI, VERSIONS, read_defaults
 from infu.options import ModelOptions, spread
-from infu.page import DEFAULTS, PROMPT
 from infu.pipeline import Result, Step, stream
 from infu.request import GenerationRequest
-from infu.uploads import KEPT_SECONDS, SWEEP_SECONDS, make_showable, read_upload, save_pictures, with_previews
+from page import layout as page
+from page.layout import DEFAULTS, PROMPT
+from page.uploads import KEPT_SECONDS, SWEEP_SECONDS, make_showable, read_upload, save_pictures, with_previews
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -257,7 +257,7 @@ class Studio:
             return
         settings = read_picture(io.BytesIO(source) if isinstance(source, bytes) else source)
         values = page.control_values(settings)
-        gr.Info("The settings are back. The photograph is not in the file: give it yourself.")
+        gr.Info(html.escape(page.restored(settings)))
         yield None, *values
 
     def look(self) -> tuple[str, Any]:
@@ -277,7 +277,8 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Column(min_width=320):
                 progress, picture, seed_used, download = page.draw_answer()
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            control, source, settings = page.draw_advanced(studio.options["model_version"])
+            defaults = page.DEFAULTS.replace(**read_defaults(studio.options))
+            control, source, settings = page.draw_advanced(studio.options["model_version"], defaults)
         photos, negative, true_cfg, count, gallery, made = page.draw_api_only()
         timer = gr.Timer(1.0)
 
@@ -285,7 +286,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         controls = [photo, control, prompt, *settings]
         asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings]
         shown = [picture, progress, seed_used, download, generate, stop]
-        raw = {"preprocess": False, "postprocess": False}  # Gradio's own values: `infu/uploads.py` says why
+        raw = {"preprocess": False, "postprocess": False}  # Gradio's own values: `page/uploads.py` says why
         run = raw | {"concurrency_id": "gpu", "concurrency_limit": 1}  # one device: others queue
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         quick = quiet | {"queue": False}

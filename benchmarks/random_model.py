@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from backends.pytorch.lora import weight_shapes
 from backends.pytorch.projection import Projection
 
 TOKENIZERS = Path(__file__).parents[1] / "infu" / "mini" / "base"  # small vocabularies, made for this project
@@ -159,6 +158,7 @@ def save_texts(base: Path, sizes: Sizes) -> None:
     save_network(T5EncoderModel(t5), base / "text_encoder_2", sizes.dtype)
     save_json(base / "scheduler" / "scheduler_config.json", SCHEDULER)
     save_json(base / "model_index.json", {"_class_name": "FluxPipeline"})
+    save_json(base / "generation_defaults.json", {"width": 320, "height": 416, "num_steps": 20})
 
 
 def save_network(network: nn.Module, folder: Path, dtype: torch.dtype, prefix: str = "") -> None:
@@ -193,7 +193,8 @@ def save_projection(path: Path, sizes: Sizes) -> None:
 def save_supports(folder: Path, transformer: nn.Module) -> None:
     """Which faces it was made for, and the two optional LoRAs, random and weak."""
     save_json(folder / "face_stack.json", {"stack": "embedded"})
-    shapes = {name: shape for name, shape in weight_shapes(transformer).items() if ".attn.to_" in name}
+    layers = {name: layer for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)}
+    shapes = {name: layer.weight.shape for name, layer in layers.items() if ".attn.to_" in name}
     for name in ("realism", "anti_blur"):
         state: dict[str, Tensor] = {}
         for module, (out, columns) in shapes.items():

@@ -253,8 +253,7 @@ def find_lora(backend: "Backend", name: str) -> Lora:
     """One of the released optional LoRAs, at the released scale."""
     if name not in backend.optional_loras:
         raise MissingFile(
-            f"This model has no {name} LoRA. "
-            f"Run `python -m infu download`, or leave out --enable_{name}_lora."
+            f"This model has no {name} LoRA. Run `python -m infu download`, or ask for a picture without it."
         )
     return Lora(backend.optional_loras[name], 1.0)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from infu import hub
 from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
 from infu.weights.files import LFS_POINTER, looks_like, open_weights
+from infu.weights.foreign import refuse_pipeline
 
 BASE = "black-forest-labs/FLUX.1-dev"
 INFINITE_YOU = "ByteDance/InfiniteYou"
@@ -31,6 +32,7 @@ TOKENIZER_FILES = {  # any one of these sets is a tokenizer (prompt.py)
 OWN_REPOSITORY = ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*")
 ARCFACE = "recognition_arcface_ir_se50.pth"
 ARCFACE_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{ARCFACE}"
+DEFAULTS = ("width", "height", "num_steps")  # what a base may name in generation_defaults.json
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -170,6 +172,7 @@ def find_base(source: str | Path, elsewhere: set[str], fetch: bool) -> Path:
             f"base_model_path names a single file ({path.name!r}). Give it as transformer_path, and as "
             f"base_model_path a folder or hub id in the layout of {BASE}."
         )
+    refuse_pipeline(path)
     return path
 
 
@@ -190,6 +193,8 @@ def find_part(part: str, source: str | Path, fetch: bool) -> Path:
     path = local_path(source, f"{part}_path")
     if path is None:
         path = find_repo(str(source), [f"{part}/*.json", f"{part}/*.safetensors", *OWN_REPOSITORY], fetch)
+    if part == "transformer":
+        refuse_pipeline(path)
     return path / part if (path / part).is_dir() else path
 
 
@@ -281,6 +286,21 @@ def name_model(base: str | Path, model_dir: str | Path | None) -> str:
         cached = re.search(r"models--[\w.-]+?--([\w.-]+)/snapshots/", str(source))
         names += [cached[1] if cached else Path(source).name] if source is not None else []
     return " + ".join(names)
+
+
+def read_defaults(options: dict) -> dict[str, int]:
+    """The size and steps that a model was made for, where its base says so (`generation_defaults.json`; the
+    mini's does). `options`: those of `load_backend`. A hub id is not asked: FLUX's are everyone's."""
+    base = options.get("base_model_path")
+    if base is None and options.get("model_dir") is None:
+        base = MINI / "base"
+    path = Path(base or "") / "generation_defaults.json"
+    if not path.is_file():
+        return {}
+    try:
+        return {name: int(value) for name, value in json.loads(path.read_text()).items() if name in DEFAULTS}
+    except (ValueError, TypeError, AttributeError):
+        raise BrokenFile(f'{path.name} is damaged. It should read like {{"width": 256}}.') from None
 
 
 # Whether they are whole.

@@ -10,7 +10,7 @@ from golden import FOLDERS, GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from infu.errors import BrokenFile, InfuError, InvalidRequest, MissingFile, UnknownName
-from infu.models import MINI, locate, versioned
+from infu.models import BASE, INFINITE_YOU, MINI, locate, read_defaults, versioned
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 24000000000\n"
 RELEASE = "infu_flux_v1.0"
@@ -249,3 +249,13 @@ def test_a_snapshot_of_the_hubs_cache_is_called_by_its_models_name(base: Path, t
     snapshot.parent.mkdir(parents=True)
     base.rename(snapshot)
     assert locate(snapshot, GOLDEN / "InfiniteYou").name == "FLUX.1-dev + InfiniteYou"
+
+
+def test_the_page_starts_with_the_size_that_a_model_was_made_for(tmp_path):
+    assert read_defaults({"base_model_path": None, "model_dir": None})["width"] == 320  # the mini's
+    assert read_defaults({"base_model_path": BASE, "model_dir": INFINITE_YOU}) == {}
+    (tmp_path / "generation_defaults.json").write_text('{"num_steps": 4, "seed": 1}')
+    assert read_defaults({"base_model_path": tmp_path, "model_dir": None}) == {"num_steps": 4}
+    (tmp_path / "generation_defaults.json").write_text("[]")
+    with pytest.raises(BrokenFile, match="generation_defaults"):
+        read_defaults({"base_model_path": tmp_path, "model_dir": None})

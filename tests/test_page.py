@@ -17,6 +17,7 @@ from serving import Server, served
 from skimage.data import astronaut
 
 from infu.metadata import read_picture
+from page.layout import restored
 
 FLAGS = [
     "--headless",
@@ -247,3 +248,11 @@ def test_page_and_client_make_the_same_picture_on_mlx(browser: Browser, photo: P
         assert read_picture(download.value.path()) == read_picture(again)
         assert read_picture(again)["backend"] == "mlx"
         assert Path(download.value.path()).read_bytes() == Path(again).read_bytes()
+
+
+def test_what_a_picture_cannot_give_back_is_named():
+    assert restored({"plugins": [{"lora": "flux_realism_lora.safetensors"}]}) == (
+        "The settings are back. Not among them: the photograph."
+    )
+    said = restored({"negative_prompt": "blur", "plugins": [{"lora": "style.safetensors"}, 3]})
+    assert said.endswith("the photograph, the negative prompt, the LoRA style.safetensors.")

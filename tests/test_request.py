@@ -12,7 +12,8 @@ from infu import GenerationRequest, InfuError, Lora
 
 
 def test_import_infu_loads_no_framework():
-    code = "import infu, sys; print([m for m in ('torch', 'mlx', 'gradio', 'transformers', 'diffusers') if m in sys.modules])"
+    names = ("torch", "mlx", "gradio", "transformers", "diffusers")
+    code = f"import infu, sys; print([name for name in {names} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -71,5 +72,6 @@ def test_no_seed_is_a_random_one_and_the_pictures_of_a_batch_count_on():
 
 
 def test_settings_hold_no_face():
-    request = GenerationRequest("a", id_embedding=np.ones(4), plugins=[Lora("/home/me/style.safetensors", 0.5)])
+    lora = Lora("/home/me/style.safetensors", 0.5)
+    request = GenerationRequest("a", id_embedding=np.ones(4), plugins=[lora])
     assert "id_embedding" not in request.settings() and "/home" not in str(request.settings())

@@ -1,6 +1,6 @@
 """What the page looks like: its texts, its components as a visitor reads them, its theme. No event, no model.
 
-The wiring is `app.py`'s; the style sheet is `page.css`. Nothing here is loaded from another host.
+The wiring is `app.py`'s; the style sheet is `layout.css`. Nothing here is loaded from another host.
 """
 
 import html
@@ -36,6 +36,7 @@ RESTORED = (  # what a picture gives back as it is, in the API's order; the LoRA
     "infusenet_guidance_start",
     "infusenet_guidance_end",
 )
+NOT_ON_PAGE = {"negative_prompt": "the negative prompt", "control_keypoints": "the five points of the pose"}
 CSS = Path(__file__).with_suffix(".css")
 
 
@@ -71,7 +72,9 @@ def draw_answer() -> tuple[gr.HTML, gr.Image, gr.Textbox, gr.DownloadButton]:
     return progress, picture, seed_used, download
 
 
-def draw_advanced(model_version: str) -> tuple[gr.Image, gr.File, tuple[gr.components.Component, ...]]:
+def draw_advanced(
+    model_version: str, defaults: GenerationRequest
+) -> tuple[gr.Image, gr.File, tuple[gr.components.Component, ...]]:
     """The fold: pose photograph, a picture to take settings from, and the settings in the API's order."""
     with gr.Row(equal_height=True):
         control = gr.Image(
@@ -90,16 +93,18 @@ def draw_advanced(model_version: str) -> tuple[gr.Image, gr.File, tuple[gr.compo
             min_width=270,
             elem_id="model_version",
         )
-        width = draw_number("width", "Width", MIN_SIZE, MAX_SIZE, 16)
-        height = draw_number("height", "Height", MIN_SIZE, MAX_SIZE, 16)
+        width = draw_number(defaults, "width", "Width", MIN_SIZE, MAX_SIZE, 16)
+        height = draw_number(defaults, "height", "Height", MIN_SIZE, MAX_SIZE, 16)
     with gr.Row():
-        seed = draw_number("seed", "Seed (0 = random)", 0, MAX_SEED)
-        steps = draw_number("num_steps", "Steps", 1, 200)
-        guidance = draw_number("guidance_scale", "Guidance", 0.0, 100.0, 0.5)
+        seed = draw_number(defaults, "seed", "Seed (0 = random)", 0, MAX_SEED)
+        steps = draw_number(defaults, "num_steps", "Steps", 1, 200)
+        guidance = draw_number(defaults, "guidance_scale", "Guidance", 0.0, 100.0, 0.5)
     with gr.Row():
-        scale = draw_slider("infusenet_conditioning_scale", "Likeness strength (InfuseNet scale)", 2.0)
-        start = draw_slider("infusenet_guidance_start", "InfuseNet starts at", 1.0)
-        end = draw_slider("infusenet_guidance_end", "InfuseNet ends at", 1.0)
+        scale = draw_slider(
+            defaults, "infusenet_conditioning_scale", "Likeness strength (InfuseNet scale)", 2.0
+        )
+        start = draw_slider(defaults, "infusenet_guidance_start", "InfuseNet starts at", 1.0)
+        end = draw_slider(defaults, "infusenet_guidance_end", "InfuseNet ends at", 1.0)
     with gr.Row():
         realism = gr.Checkbox(False, label="Realism LoRA", elem_id="enable_realism")
         anti_blur = gr.Checkbox(False, label="Anti-blur LoRA", elem_id="enable_anti_blur")
@@ -120,9 +125,11 @@ def draw_api_only() -> tuple[gr.components.Component, ...]:
         )
 
 
-def draw_number(name: str, label: str, low: float, high: float, step: float = 1) -> gr.Number:
+def draw_number(
+    defaults: GenerationRequest, name: str, label: str, low: float, high: float, step: float = 1
+) -> gr.Number:
     precision = 0 if isinstance(low, int) else None
-    value = getattr(DEFAULTS, name)
+    value = getattr(defaults, name)
     return gr.Number(
         value,
         label=label,
@@ -135,8 +142,8 @@ def draw_number(name: str, label: str, low: float, high: float, step: float = 1)
     )
 
 
-def draw_slider(name: str, label: str, high: float) -> gr.Slider:
-    return gr.Slider(0.0, high, getattr(DEFAULTS, name), step=0.05, label=label, min_width=220, elem_id=name)
+def draw_slider(defaults: GenerationRequest, name: str, label: str, high: float) -> gr.Slider:
+    return gr.Slider(0.0, high, getattr(defaults, name), step=0.05, label=label, min_width=220, elem_id=name)
 
 
 def draw_progress(text: str, share: float = 0.0, notes: tuple[str, ...] = ()) -> str:
@@ -162,6 +169,16 @@ def control_values(settings: dict[str, Any]) -> tuple[Any, ...]:
         *(OPTIONAL_LORAS[name] in used for name in ("realism", "anti_blur")),
         version if version in VERSIONS else gr.skip(),
     )
+
+
+def restored(settings: dict[str, Any]) -> str:
+    """What the visitor is told when a picture's settings are back: what is not, too."""
+    lost = ["the photograph"]
+    lost += [words for name, words in NOT_ON_PAGE.items() if settings.get(name)]
+    plugins = settings.get("plugins")
+    files = [str(p.get("lora")) for p in plugins if isinstance(p, dict)] if isinstance(plugins, list) else []
+    lost += [f"the LoRA {file}" for file in files if file not in OPTIONAL_LORAS.values()]
+    return f"The settings are back. Not among them: {', '.join(lost)}."
 
 
 def ready() -> tuple[Any, Any]:
