@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,11 @@ def read_scheduler(path: Path) -> Scheduler:
     """`scheduler_config.json` -> Scheduler. schnell's file leaves out what it does not use."""
     values = SCHNELL | json.loads(path.read_text())
     return Scheduler(**{f.name: values[f.name] for f in fields(Scheduler)})
+
+
+def unshifted(scheduler: Scheduler) -> Scheduler:
+    """The schedule of schnell, for a schnell transformer in a base folder of another model."""
+    return replace(scheduler, use_dynamic_shifting=False, shift=1.0)
 
 
 SCHNELL = {  # diffusers' defaults for the fields a config may leave out (FlowMatchEulerDiscreteScheduler)

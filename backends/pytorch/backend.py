@@ -13,17 +13,18 @@ from torch import Tensor
 from backends.base import Backend, Text
 from backends.pytorch import dit, infusenet, load
 from backends.pytorch.load import load_network
-from backends.pytorch.lora import Branches, weight_shapes
+from backends.pytorch.lora import Branches
 from backends.pytorch.resident import Resident
 from infu.cache import digest
 from infu.errors import InvalidRequest, NotEnoughMemory
 from infu.face import FaceStack
-from infu.flow import read_scheduler
+from infu.flow import read_scheduler, unshifted
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
 from infu.preview import read_latent_colours
 from infu.prompt import Tokenizers
 from infu.request import Lora
+from infu.weights.checkpoint import has_guidance
 from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile, read_lora
 
 
@@ -71,16 +72,18 @@ class PytorchBackend(Backend):
             )
         self._dtype = getattr(torch, self.dtype)
         vae_dtype = torch.float32 if self._dtype == torch.float16 else self._dtype  # float16 decodes to black
-        config = load.read_config(files.base / "transformer")
+        guidance = has_guidance(files.transformer)
         self.model_name = files.name
         self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
-        t5_length = 512 if config["guidance_embeds"] else 256  # dev and schnell
+        if not guidance and files.transformer != files.base / "transformer":
+            self.scheduler = unshifted(self.scheduler)
+        t5_length = 512 if guidance else 256  # dev and schnell
         self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
         self.latent_colours = read_latent_colours(files.vae)
-        self._clip = self._resident(load.build_clip, "text_encoder")
-        self._t5 = self._resident(load.build_t5, "text_encoder_2")
-        self._vae = self._resident(load.build_vae, "vae", vae_dtype)
-        self._dit = self._resident(load.build_transformer, "transformer")
+        self._clip = self._resident("text_encoder")
+        self._t5 = self._resident("text_encoder_2")
+        self._vae = self._resident("vae", vae_dtype)
+        self._dit = self._resident("transformer")
         self._infusenet = self._projection = None
         self.faces = FaceStack(None, None, 0)
         self.model_version, self.model_versions, self.optional_loras = None, (), {}
@@ -90,20 +93,20 @@ class PytorchBackend(Backend):
             with resident.use():  # now, so that a broken file is reported here and not by the first request
                 pass
 
-    def _resident(self, build, part: str, dtype: torch.dtype | None = None) -> Resident:
+    def _resident(self, part: str, dtype: torch.dtype | None = None) -> Resident:
         """One network of the base, or of InfiniteYou. The large ones are quantised and offloaded by layer."""
         large = part in ("transformer", "text_encoder_2", "infusenet")
         path = getattr(self.files, part)
-        config = self.files.base / ("transformer" if part == "infusenet" else part)
+        base = self.files.base / ("transformer" if part == "infusenet" else part)
         options = dict(bits=self.bits, sequential=self.offload == "sequential") if large else {}
-        read = functools.partial(load_network, build, path, config, dtype or self._dtype, **options)
+        read = functools.partial(load_network, part, path, base, dtype or self._dtype, **options)
         return Resident(lambda device: read(device=device), self.device, self.offload)
 
     def _load_identity(self, files: ModelFiles) -> None:
         """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
         before, self.files = self.files, files
         try:
-            network = self._resident(load.build_infusenet, "infusenet")
+            network = self._resident("infusenet")
             projection = load.load_projection(files.projection, self._dtype, self.device)
             network.arrive()
         except BaseException:
@@ -241,13 +244,8 @@ class PytorchBackend(Backend):
     @functools.cached_property
     def _weight_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The modules of the networks that a LoRA may change, from their configs."""
-        builds = {TRANSFORMER: load.build_transformer, CLIP: load.build_clip, T5: load.build_t5}
-        shapes = {}
-        for part, build in builds.items():
-            path = getattr(self.files, part)
-            config = load.read_config(path if path.is_dir() else self.files.base / part)
-            shapes[part] = weight_shapes(load.build_empty(build, config))
-        return shapes
+        files = self.files
+        return {part: load.read_shapes(part, getattr(files, part), files.base / part) for part in NETWORKS}
 
     def _rest_denoiser(self) -> None:
         for resident in (self._dit, self._infusenet):

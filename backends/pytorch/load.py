@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from accelerate import cpu_offload, init_empty_weights
 from torch import Tensor, nn
 
+from backends.pytorch.compressed import CompressedLinear, compress
 from backends.pytorch.projection import Projection
-from backends.pytorch.quantise import quantizable, quantize_linear
+from backends.pytorch.quantise import QuantizedLinear, quantizable, quantize_linear
+from backends.pytorch.tensors import to_tensor
 from infu.errors import BrokenFile, MissingFile
-from infu.weights.files import WeightFiles, fold, open_weights
+from infu.weights.checkpoint import Blocks, Checkpoint, Fp8, make_config, open_part
+from infu.weights.files import fold
 from infu.weights.torchfile import read_torch_file
 
 Shapes = Mapping[str, Any]  # name -> anything with `.shape`
@@ -57,25 +59,31 @@ def build_t5(config: dict) -> nn.Module:
     return T5EncoderModel(T5Config(**config))
 
 
+BUILDS = {
+    "transformer": build_transformer,
+    "infusenet": build_infusenet,
+    "vae": build_vae,
+    "text_encoder": build_clip,
+    "text_encoder_2": build_t5,
+}
+
+
 def load_network(
-    build: Callable[[dict], nn.Module],
+    part: str,
     path: Path,
-    config: Path,
+    base: Path,
     dtype: torch.dtype,
     device: str,
     bits: int | None = None,
     sequential: bool = False,
 ) -> nn.Module:
-    """A folder with `config.json` and weights -> the network on `device`, in `dtype`, not trainable.
+    """A network's folder or single file -> the network on `device`, in `dtype`, not trainable.
 
-    `path` may be a single file: its config is then the folder `config`'s. `bits` quantises the blocks.
-    `sequential`: the weights stay in main memory, or in their files where `device` is the CPU.
+    The config of a single file is that of the folder `base`, sized as the tensors are. `bits` quantises the
+    blocks. `sequential`: the weights stay in main memory, or in their files where `device` is the CPU.
     """
-    weights = open_weights(path)
-    values = read_config(path if path.is_dir() else config)
-    if build is build_infusenet and not path.is_dir():
-        values = infusenet_config(values, weights)
-    network = build_empty(build, values)
+    weights = open_part(path, part)
+    network = build_empty(BUILDS[part], find_config(part, path, base, weights))
     if not sequential:
         return load_weights(network, weights, dtype, device, bits)
     if device == "cpu":
@@ -85,14 +93,31 @@ def load_network(
         cpu_offload(network, "cpu", state_dict=FileTensors(places, weights, dtype))
         return network.eval().requires_grad_(False)
     network = load_weights(network, weights, dtype, "cpu", bits)
-    cpu_offload(network, device, offload_buffers=bits is not None)
+    packed = any(isinstance(module, CompressedLinear | QuantizedLinear) for module in network.modules())
+    cpu_offload(network, device, offload_buffers=packed)
     return network
+
+
+def find_config(part: str, path: Path, base: Path, weights: Checkpoint) -> dict:
+    """The config of a network's folder, or what a single file's tensors and the base's config say."""
+    config = read_config(path if path.is_dir() else base)
+    if part in ("transformer", "infusenet") and not path.is_dir():
+        config = make_config(config, weights)
+    return config
+
+
+def read_shapes(part: str, path: Path, base: Path) -> dict[str, tuple[int, ...]]:
+    """Module name -> the shape of its weight, of a network that need not be loaded: linear layers, norms,
+    embeddings."""
+    network = build_empty(BUILDS[part], find_config(part, path, base, open_part(path, part)))
+    parameters = network.named_parameters(remove_duplicate=False)
+    return {n.removesuffix(".weight"): tuple(p.shape) for n, p in parameters if n.endswith(".weight")}
 
 
 class FileTensors(Mapping[str, Tensor]):
     """Parameter name -> its tensor, read from its file and cast each time it is asked for."""
 
-    def __init__(self, places: dict[str, str], weights: WeightFiles, dtype: torch.dtype):
+    def __init__(self, places: dict[str, str], weights: Checkpoint, dtype: torch.dtype):
         self._places, self._weights, self._dtype = places, weights, dtype
 
     def __getitem__(self, name: str) -> Tensor:
@@ -103,19 +128,6 @@ class FileTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def infusenet_config(base: dict, weights: WeightFiles) -> dict:
-    """The config of an InfuseNet given as one file (ComfyUI's builds): the base's, with its own depth."""
-
-    def depth(blocks: str) -> int:
-        return len({name.split(".")[1] for name in weights if name.startswith(f"{blocks}.")})
-
-    return base | {
-        "num_layers": depth("controlnet_blocks"),
-        "num_single_layers": depth("controlnet_single_blocks"),
-        "guidance_embeds": any("guidance_embedder" in name for name in weights),
-    }
 
 
 def load_projection(path: Path, dtype: torch.dtype, device: str) -> nn.Module:
@@ -168,16 +180,27 @@ def load_weights(
     places = match(network, weights)
     quantized = {name for name, module in network.named_modules() if bits and quantizable(name, module)}
     keep_float32 = getattr(network, "_keep_in_fp32_modules", None) or () if dtype == torch.float16 else ()
-    for name, source in places.items():
-        parent_name, _, leaf = name.rpartition(".")
+    replaced = set()
+    for name in sorted(
+        places, key=lambda name: name.endswith(".bias")
+    ):  # a layer's bias comes with its weight
+        parent, _, leaf = name.rpartition(".")
+        module = network.get_submodule(parent)
         kept = torch.float32 if any(part in keep_float32 for part in name.split(".")) else dtype
-        tensor = read_tensor(weights, source).to(device, kept)
-        module = network.get_submodule(parent_name)
-        if parent_name in quantized and leaf == "weight":
-            bias = f"{parent_name}.bias"
+        if leaf == "weight" and isinstance(module, nn.Linear):
+            bias = f"{parent}.bias"
             bias = read_tensor(weights, places[bias]).to(device, dtype) if bias in places else None
-            network.set_submodule(parent_name, quantize_linear(tensor, bias, bits))
-        elif parent_name not in quantized:
+            layer = (
+                None if bits else compress(packed(weights, places[name]), module.in_features, bias, device)
+            )
+            if parent in quantized:
+                weight = read_tensor(weights, places[name]).to(device, dtype)
+                layer = quantize_linear(weight, bias, bits)
+            if layer is not None:
+                network.set_submodule(parent, layer)
+                replaced.add(parent)
+        if parent not in replaced:
+            tensor = read_tensor(weights, places[name]).to(device, kept)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     if hasattr(network, "tie_weights"):
         network.tie_weights()  # T5: `shared` and `encoder.embed_tokens` are one
@@ -194,6 +217,8 @@ def match(network: nn.Module, weights: Shapes) -> dict[str, str]:
     missing = [name for name in parameters if name not in sources]
     extra = [name for name in sources if name not in parameters]
     wrong = [n for n, p in parameters.items() if n in sources and tuple(weights[sources[n]].shape) != p.shape]
+    if isinstance(weights, Checkpoint):
+        wrong = [weights.origin(sources[name]) for name in wrong]
     kinds = (("missing", missing), ("not known", extra), ("of another shape", wrong))
     faults = [f"{what} {fold(names)}" for what, names in kinds if names]
     if faults:
@@ -206,20 +231,17 @@ T5_EMBEDDING = "encoder.embed_tokens.weight"
 
 
 def read_tensor(weights: Any, name: str) -> Tensor:
-    """A tensor of `WeightFiles`, or of a dict of arrays."""
-    return to_tensor(weights.read(name) if isinstance(weights, WeightFiles) else weights[name])
+    """A tensor of a `Checkpoint`, or of a dict of arrays. Raises `BrokenFile` for NaN or infinity."""
+    if not isinstance(weights, Checkpoint):
+        return to_tensor(weights[name])
+    tensor = to_tensor(weights.read(name))
+    if not (tensor if tensor.element_size() > 1 else tensor.float()).isfinite().all():
+        raise BrokenFile(
+            f"{weights.name} has numbers that are not finite (NaN or infinity) in {weights.origin(name)}: "
+            "it is damaged, or was badly merged. Download it again, or choose another."
+        )
+    return tensor
 
 
-def to_tensor(array: np.ndarray) -> Tensor:
-    """A copy of `array` in its own dtype, bfloat16 and fp8 included."""
-    if array.dtype in BITS:
-        stored, dtype = BITS[array.dtype]
-        return torch.from_numpy(array.view(stored).copy()).view(dtype)
-    return torch.from_numpy(np.array(array))
-
-
-BITS = {  # numpy has no such numbers of its own: same bits, through an integer
-    np.dtype(ml_dtypes.bfloat16): (np.int16, torch.bfloat16),
-    np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, torch.float8_e4m3fn),
-    np.dtype(ml_dtypes.float8_e5m2): (np.uint8, torch.float8_e5m2),
-}
+def packed(weights: Any, name: str) -> Fp8 | Blocks | None:
+    return weights.packed(name) if isinstance(weights, Checkpoint) else None

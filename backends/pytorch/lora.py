@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.pytorch.load import to_tensor
+from backends.pytorch.tensors import to_tensor
 from infu.weights.changes import Change, Dense, Hadamard, Kronecker, LowRank, Matrix, Rows
 
 Changes = Mapping[str, Change]  # module name -> what one file does to it
@@ -184,12 +184,3 @@ def rested(module: nn.Module, leaf: str) -> Tensor:
     """A layer's tensor where it rests: of an offloaded layer with accelerate's hook."""
     tensor = getattr(module, leaf)
     return module._hf_hook.weights_map[leaf] if tensor.is_meta else tensor
-
-
-def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Module name -> the shape of its weight: linear layers, norms, embeddings."""
-    return {
-        name.removesuffix(".weight"): tuple(parameter.shape)
-        for name, parameter in network.named_parameters()
-        if name.endswith(".weight")
-    }

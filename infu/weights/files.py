@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +33,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 MAX_HEADER = 100 << 20  # bytes, the format's own limit
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -87,7 +89,7 @@ def open_weights(path: Path) -> WeightFiles:
     """
     path = Path(path)
     if path.is_file():
-        return open_shards([path])
+        return open_file(path)
     if not path.is_dir():
         raise MissingFile(
             f"The model has no {path.name!r}. Run `python -m infu download`, or give its folder."
@@ -103,6 +105,56 @@ def open_weights(path: Path) -> WeightFiles:
         return open_shards(files)
     what = "several safetensors files and no index" if files else "no safetensors file"
     raise MissingFile(f"{path.name!r} holds {what}. Run `python -m infu download`, or copy the folder again.")
+
+
+def open_file(path: Path) -> Any:
+    """A single file by what it is: GGUF, a torch file (.bin, .pt, .pth, .ckpt), else safetensors."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start == b"GGUF":
+        from infu.weights.gguf import open_gguf
+
+        return open_gguf(path)
+    if path.suffix.lower() in TORCH_SUFFIXES:
+        from infu.weights.torchfile import read_torch_file
+
+        return ArrayFile(flatten(read_torch_file(path)))
+    return open_shards([path])
+
+
+class ArrayFile(Mapping[str, np.ndarray]):
+    """Arrays by name, as `WeightFiles`: what a torch file holds."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays, self.metadata = arrays, {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def read(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+
+def flatten(values: Any) -> dict[str, np.ndarray]:
+    """Nested dicts -> arrays by dotted name, what some training scripts wrap in `state_dict` unwrapped."""
+    values = values if isinstance(values, dict) else {}
+    arrays = {}
+    for key, value in values.get("state_dict", values).items():
+        if isinstance(value, np.ndarray):
+            arrays[str(key)] = value
+        elif isinstance(value, dict):
+            arrays |= {f"{key}.{name}": array for name, array in flatten(value).items()}
+    return arrays
 
 
 def read_index(index: Path) -> list[Path]:

@@ -1,7 +1,12 @@
 """What a file is that is not what was asked for, told by its tensors' names: a table of signs."""
 
+import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from infu.errors import BrokenFile
 
 OTHER_LORAS = (  # what a name holds -> what the file is for; the first that is found, from top to bottom
     (r"lora_te2_text_model|text_encoder_2\.text_model|lora_unet_(in|out)put_blocks", "Stable Diffusion XL"),
@@ -25,6 +30,69 @@ OTHER_KINDS = (  # what a name holds -> what the file is, and what to do
     (r"^(model\.diffusion_model\.)?(img_in|x_embedder)\.weight$|\.attn\.to_q\.weight$|_attn\.qkv\.weight$",
      "a whole model, not a LoRA", "Give it as transformer_path."),
 )  # fmt: skip
+OTHER_BASES = (  # the same for a network of a model; `{}` is the file
+    (r"(single|double)_stream_modulation|to_qkv_mlp_proj", "{} is FLUX.2, another architecture than FLUX.1."),
+    (r"distilled_guidance_layer", "{} is Chroma, which has no guidance or modulation of FLUX.1's kind."),
+    (r"joint_(transformer_)?blocks\.", "{} is Stable Diffusion 3."),
+    (r"label_emb\.|conditioner\.embedders\.1|add_embedding\.", "{} is Stable Diffusion XL."),
+    (r"(^|\.)(input_blocks|down_blocks\.\d+\.attentions)\.", "{} is a Stable Diffusion."),
+    (r"^redux_(up|down)\.", "{} is FLUX.1 Redux, an adapter for pictures as prompts, not a model."),
+    (r"\.lora_(A|B|down|up)\b|\.lokr_w|\.hada_w|_lora\d?\.(down|up)\.",
+     "{} is a LoRA, not a model: give it with --lora, or as Lora(path)."),
+    (r"^pulid_", "{} is PuLID, a plug-in, not a model."),
+    (r"ip_adapter", "{} is an IP-Adapter, a plug-in, not a model."),
+    (r"bitsandbytes__|\.(absmax|quant_map)$",
+     "{} is quantised by bitsandbytes (nf4 or fp4), which is not supported."),
+    (r"\.(qweight|wscales|smooth_factor)$", "{} is quantised by SVDQuant, which is not supported."),
+    (r"\._(data|scale)$", "{} is quantised by optimum-quanto, which is not supported."),
+    (r"\.weight_scale_2$", "{} is quantised in nvfp4, which is not supported."),
+)  # fmt: skip
+PIPELINES = {  # `_class_name` of a folder's model_index.json -> what it is
+    "FluxFillPipeline": "FLUX.1 Fill, made for inpainting",
+    "FluxControlPipeline": "FLUX.1 Canny or Depth",
+    "FluxKontextPipeline": "FLUX.1 Kontext, made for editing pictures",
+    "FluxPriorReduxPipeline": "FLUX.1 Redux, an adapter for pictures as prompts",
+    "Flux2Pipeline": "FLUX.2",
+    "ChromaPipeline": "Chroma",
+    "StableDiffusionPipeline": "Stable Diffusion",
+    "StableDiffusionXLPipeline": "Stable Diffusion XL",
+    "StableDiffusion3Pipeline": "Stable Diffusion 3",
+}
+CHANNELS = {384: "FLUX.1 Fill, made for inpainting", 128: "FLUX.1 Canny or Depth"}  # that a transformer reads
+INSTEAD = "InfiniteYou needs FLUX.1-dev, Krea-dev, schnell or a fine-tune of one, in bf16, fp8 or GGUF."
+
+
+def refuse_weights(file: str, weights: Any, part: str) -> None:
+    """Raise `BrokenFile`, saying what the file is, where its tensors tell that it is not `part` of FLUX.1."""
+    for sign, what in OTHER_BASES:
+        if any(re.search(sign, name) for name in weights):
+            raise BrokenFile(f"{what.format(file)} {INSTEAD}")
+    if part == "transformer":
+        if any(name.startswith("controlnet_") for name in weights):
+            raise BrokenFile(f"{file} is a ControlNet or InfuseNet, not a base model. {INSTEAD}")
+        told = f"{file} {weights.metadata.get('modelspec.architecture', '')}"
+        if "kontext" in told.lower():  # its tensors are exactly dev's
+            raise BrokenFile(f"{file} is {PIPELINES['FluxKontextPipeline']}. {INSTEAD}")
+
+
+def refuse_quantisation(file: str, layer: str, kind: str) -> None:
+    raise BrokenFile(f"{file} is quantised in {kind[:40]} ({layer}), which is not supported. {INSTEAD}")
+
+
+def refuse_channels(file: str, channels: int | None) -> None:
+    """Raise `BrokenFile` for a transformer that reads more than the noise: so many `channels`."""
+    if channels in CHANNELS:
+        raise BrokenFile(f"{file} is {CHANNELS[channels]}. {INSTEAD}")
+
+
+def refuse_pipeline(folder: Path) -> None:
+    """Raise `BrokenFile` where a folder's `model_index.json` names another model than FLUX.1."""
+    try:
+        kind = json.loads((folder / "model_index.json").read_bytes())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no whole model, or an index that says nothing: its parts are looked at
+    if kind in PIPELINES:
+        raise BrokenFile(f"{folder.name!r} is {PIPELINES[kind]}. {INSTEAD}")
 
 
 def name_foreign_lora(keys: Iterable[str]) -> str | None:

@@ -117,3 +117,38 @@ CLIP_PREFIX = "text_model."
 
 def with_underscores(names: Mapping[str, Target]) -> dict[str, Target]:
     return {name.replace(".", "_"): target for name, target in names.items()} | dict(names)
+
+
+# The other networks of a model.
+
+VAE = (  # BFL's autoencoder -> diffusers', from left to right; `{last - i}`: counted from the other end
+    (r"\.mid\.block_1\.", r".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", r".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.norm\.", r".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.proj_out\.", r".mid_block.attentions.0.to_out.0."),
+    (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+    (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
+    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+    (r"\.up\.(\d+)\.block\.", r".up_blocks.{last - \1}.resnets."),
+    (r"\.up\.(\d+)\.upsample\.", r".up_blocks.{last - \1}.upsamplers.0."),
+    (r"\.nin_shortcut\.", r".conv_shortcut."),
+    (r"coder\.norm_out\.", r"coder.conv_norm_out."),
+)
+T5_GGUF = (  # llama.cpp's T5 encoder -> transformers'
+    (r"^token_embd\.", "shared."),
+    (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
+    (r"^enc\.blk\.(\d+)\.attn_([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+    (r"^enc\.blk\.(\d+)\.attn_rel_b\.", r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."),
+    (r"^enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (r"^enc\.blk\.(\d+)\.ffn_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^enc\.blk\.(\d+)\.ffn_gate\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+)
+
+
+def rename(name: str, table: Iterable[tuple[str, str]], last: int = 0) -> str:
+    """A tensor's name by a table of patterns. `last`: the last stage's number, for those counted back."""
+    for sign, new in table:
+        name = re.sub(sign, new, name)
+    return re.sub(r"\{last - (\d+)\}", lambda found: str(last - int(found[1])), name)

@@ -1,0 +1,326 @@
+"""Base checkpoints of every kind: the pictures they must make, or the words they are refused with.
+
+Expected latents and tensors come from a diffusers reference on dequantised float32 weights
+(tests/golden/checkpoints/README.md).
+"""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from golden import FOLDERS, GOLDEN, read_golden
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from backends import load_backend
+from infu import InfuError, Lora, generate
+from infu.errors import BrokenFile
+from infu.weights.checkpoint import open_part
+from infu.weights.files import open_weights
+from infu.weights.names import BLOCKS, OUTSIDE, SWAPPED
+
+CHECKPOINTS = GOLDEN / "checkpoints"
+REFUSED = CHECKPOINTS / "refused"
+EXPECTED = np.load(CHECKPOINTS / "expected.npz")
+TENSORS = json.loads((CHECKPOINTS / "expected.json").read_text())
+TOLERANCE = {"pytorch": 1e-5}  # of latents of size 4; a wrong schedule or scale is off by .08 and more
+CASES = [case for case in EXPECTED if case != "golden_base"]
+
+
+def load(name, case, **options):
+    """The golden model with one of the files in place of its part."""
+    path = CHECKPOINTS / case.split("/")[0]
+    part = "infusenet_path" if case.startswith("infusenet") else "transformer_path"
+    paths = {part: path}
+    if case.endswith("everything"):
+        paths |= dict.fromkeys(("vae_path", "text_encoder_path", "text_encoder_2_path"), path)
+    return load_backend(name, **FOLDERS, **paths, **{"dtype": "float32"} | options)
+
+
+def run(backend, case="", plugins=()):
+    golden = read_golden("plain")
+    request = golden.request.replace(plugins=plugins)
+    if case.endswith("infusenet_scale_0"):  # InfuseNet is wider than that base
+        request = request.replace(infusenet_conditioning_scale=0.0)
+    return generate(request, backend, noise=golden.noise)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_latents_are_the_references(name, case):
+    result = run(load(name, case), case)
+    np.testing.assert_allclose(result.latents, EXPECTED[case], rtol=0, atol=TOLERANCE[name])
+
+
+@pytest.mark.parametrize("file", TENSORS)
+def test_every_tensor_is_the_expected_one(file):
+    """The numbers themselves, to the bit, put back under the file's own names."""
+    part = "infusenet" if file.startswith("infusenet") else "transformer"
+    folder = CHECKPOINTS / file
+    checkpoint = open_part(folder / "transformer" if folder.is_dir() else folder, part)
+    tensors = {name: checkpoint.read(name).astype(np.float32) for name in checkpoint}
+    if part == "transformer" and not folder.is_dir():
+        tensors = to_bfl(tensors)
+    expected = TENSORS[file]["tensors"]
+    assert tensors.keys() == expected.keys()
+    for name, (shape, *_, digest) in expected.items():
+        assert list(tensors[name].shape) == shape, name
+        assert hashlib.sha256(np.ascontiguousarray(tensors[name], "<f4").tobytes()).hexdigest()[:16] == digest
+
+
+def to_bfl(tensors):
+    """diffusers' names -> BFL's, parts joined again."""
+    made, names = {}, {}
+    for bfl, ours in OUTSIDE.items():
+        names[bfl] = (ours,)
+    for bfl_blocks, our_blocks, table in BLOCKS:
+        for i in range(4):
+            names |= {
+                f"{bfl_blocks}.{i}.{k}": [f"{our_blocks}.{i}.{v}" for v in vs] for k, vs in table.items()
+            }
+    for bfl, ours in names.items():
+        for leaf in ("weight", "bias"):
+            if all(f"{name}.{leaf}" in tensors for name in ours):
+                array = np.concatenate([tensors[f"{name}.{leaf}"] for name in ours])
+                if ours[0] in SWAPPED:
+                    array = np.concatenate(np.split(array, 2)[::-1])
+                made[f"{bfl}.scale" if bfl.endswith("_norm") else f"{bfl}.{leaf}"] = array
+    return made
+
+
+def test_a_schnell_file_in_a_dev_folder_is_not_shifted_and_reads_256_tokens():
+    backend = load("pytorch", "schnell_like_fp8_e5m2.safetensors")
+    assert not backend.scheduler.use_dynamic_shifting and backend.scheduler.shift == 1.0
+    assert backend.tokenizers.t5_length == 256
+
+
+# Compressed in memory.
+
+COMPRESSED = {"fp8_e4m3fn.safetensors": 1.05, "fp8_scaled_scale_weight.safetensors": 1.1,
+              "schnell_like_fp8_e5m2.safetensors": 1.05, "prefixed_no_architecture.gguf": 1.15}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", COMPRESSED)
+def test_a_compressed_file_takes_its_own_size_in_memory(file):
+    backend = load("pytorch", file)
+    assert backend._dit.nbytes < COMPRESSED[file] * (CHECKPOINTS / file).stat().st_size
+    assert not any(module.weight.is_floating_point() for module in large_layers(backend._dit.arrive()))
+
+
+def large_layers(network):
+    return [m for n, m in network.named_modules() if "block" in n and hasattr(m, "in_features")]
+
+
+@pytest.mark.parametrize("file", ["fp8_scaled_comfy_quant.safetensors", "prefixed_no_architecture.gguf"])
+@pytest.mark.parametrize("options", [{"offload": "model"}, {"offload": "sequential"}])
+def test_a_compressed_file_goes_with_offloading(file, options):
+    result = run(load("pytorch", file, **options))
+    np.testing.assert_allclose(result.latents, EXPECTED[file], rtol=0, atol=1e-5)
+
+
+def test_a_compressed_file_can_be_quantised_further():
+    file = "fp8_scaled_comfy_quant.safetensors"
+    error = np.abs(run(load("pytorch", file, quantize=8)).latents - EXPECTED[file]).max()
+    assert 1e-4 < error < 0.2  # rounding twice; a wrong scale gives numbers that are not finite
+
+
+def test_loras_change_a_compressed_base_as_they_change_the_same_base_in_full(tmp_path):
+    """DoRA needs the weights themselves; everything else only what layers put out."""
+    file = CHECKPOINTS / "fp8_e4m3fn.safetensors"
+    whole = {name: tensor.float() for name, tensor in load_file(file).items()}
+    save_file(whole, tmp_path / "whole.safetensors")
+    for stem in ("dora_in_kohya", "lokr_fused_kohya"):
+        save_file(
+            only_first_blocks(load_file(GOLDEN / f"lora/{stem}.safetensors")), tmp_path / "a.safetensors"
+        )
+        plugins = [Lora(tmp_path / "a.safetensors", 0.7)]
+        full = load_backend(
+            "pytorch", **FOLDERS, transformer_path=tmp_path / "whole.safetensors", dtype="float32"
+        )
+        compressed = run(load("pytorch", file.name), plugins=plugins).latents
+        np.testing.assert_allclose(compressed, run(full, plugins=plugins).latents, rtol=0, atol=1e-5)
+        assert np.abs(compressed - EXPECTED[file.name]).max() > 1e-3
+
+
+def only_first_blocks(tensors):
+    return {n: t for n, t in tensors.items() if "blocks_0_" in n or "blocks_1_" in n or "blocks" not in n}
+
+
+# The other networks as single files.
+
+
+def test_a_vae_in_bfls_names_decodes_alike(tmp_path):
+    """`ae.safetensors`: cut out of the all-in-one; the same numbers as diffusers' own conversion of it."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    tensors = load_file(CHECKPOINTS / "all_in_one_fp8.safetensors")
+    tensors = {n.removeprefix("vae."): t for n, t in tensors.items() if n.startswith("vae.")}
+    save_file(tensors, tmp_path / "ae.safetensors")
+    config = json.loads((GOLDEN / "base/vae/config.json").read_text())
+    theirs = convert_ldm_vae_checkpoint(dict(tensors), config)
+    ours = open_part(tmp_path / "ae.safetensors", "vae")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert np.array_equal(ours.read(name).astype(np.float32), tensor.float().numpy()), name
+
+
+def test_a_t5_gguf_is_the_same_encoder(tmp_path):
+    """In llama.cpp's names, written by the `gguf` package's own writer."""
+    path = tmp_path / "t5-encoder.gguf"
+    write_t5_gguf(path)
+    golden = read_golden("plain")
+    plain = load_backend("pytorch", **FOLDERS, dtype="float32").encode_prompt(golden.request.prompt)
+    backend = load_backend("pytorch", **FOLDERS, text_encoder_2_path=path, dtype="float32")
+    states = backend.encode_prompt(golden.request.prompt).states
+    np.testing.assert_allclose(states, plain.states, rtol=0, atol=1e-5)
+
+
+T5_NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_o", "wi_0": "ffn_gate", "wi_1": "ffn_up",
+            "wo": "ffn_down", "relative_attention_bias": "attn_rel_b"}  # fmt: skip
+
+
+def write_t5_gguf(path):
+    from gguf import GGUFWriter
+
+    weights = open_weights(FOLDERS["base_model_path"] / "text_encoder_2")
+    writer = GGUFWriter(path, "t5encoder")
+    for name in weights:
+        parts = name.split(".")
+        if parts[0] == "shared":
+            new = "token_embd.weight"
+        elif parts[1] == "final_layer_norm":
+            new = "enc.output_norm.weight"
+        elif parts[1] == "embed_tokens":
+            continue
+        elif parts[5] == "layer_norm":
+            new = f"enc.blk.{parts[2]}.{'attn_norm' if parts[4] == '0' else 'ffn_norm'}.weight"
+        else:
+            new = f"enc.blk.{parts[2]}.{T5_NAMES[parts[6]]}.weight"
+        writer.add_tensor(new, weights.read(name).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_an_encoder_as_a_single_file_encodes_alike(tmp_path, part):
+    """`clip_l.safetensors` has a projection besides, which FLUX does not use."""
+    weights = open_weights(FOLDERS["base_model_path"] / part)
+    tensors = {name: torch.from_numpy(np.array(weights.read(name))) for name in weights}
+    tensors["text_projection.weight"] = torch.zeros(2, 2)
+    save_file(tensors, tmp_path / "encoder.safetensors")
+    prompt = read_golden("plain").request.prompt
+    plain = load_backend("pytorch", **FOLDERS, dtype="float32").encode_prompt(prompt)
+    paths = {f"{part}_path": tmp_path / "encoder.safetensors"}
+    text = load_backend("pytorch", **FOLDERS, **paths, dtype="float32").encode_prompt(prompt)
+    assert torch.equal(text.states, plain.states) and torch.equal(text.pooled, plain.pooled)
+
+
+# Refused.
+
+SAYS = {
+    "architecture_qwen_image.gguf": "qwen_image", "architecture_sdxl.gguf": "sdxl",
+    "bnb_nf4.safetensors": "bitsandbytes", "chroma_like.safetensors": "Chroma",
+    "comfy_int8_convrot.safetensors": "int8", "comfy_nvfp4.safetensors": "nvfp4",
+    "depth_like.safetensors": "Canny or Depth", "fill_like.gguf": "FLUX.1 Fill",
+    "fill_like.safetensors": "FLUX.1 Fill", "fill_like_fp8_prefixed.safetensors": "FLUX.1 Fill",
+    "fill_folder": "FLUX.1 Fill", "kontext_folder": "Kontext", "flux1-kontext-dev.safetensors": "Kontext",
+    "flux2_folder": "FLUX.2", "flux2_like.safetensors": "FLUX.2",
+    "flux2_like_diffusers.safetensors": "FLUX.2",
+    "first_block_missing.safetensors": r"double_blocks\.0\.", "lora_given_as_base.safetensors": "is a LoRA",
+    "nan_weights.safetensors": r"not finite.*double_blocks\.0\.img_mlp\.0\.weight",
+    "one_tensor_missing.safetensors": r"single_blocks\.0\.linear2\.weight",
+    "one_wrong_shape.safetensors": r"another shape double_blocks\.0\.img_mlp\.0\.weight",
+    "quanto_qint8_diffusers.safetensors": "quanto", "redux_like.safetensors": "Redux",
+    "sd3_like.safetensors": "Stable Diffusion 3", "sdxl_like.safetensors": "Stable Diffusion XL",
+    "svdquant_nunchaku.safetensors": "SVDQuant",
+    "type_iq2_xxs.gguf": r"time_in\.in_layer\.weight in the type IQ2_XXS",
+    "diffusers_missing_shard": "interrupted.*00002-of-00003", "html_page.gguf": "web page",
+    "lfs_pointer.gguf": "Git-LFS pointer", "lfs_pointer.safetensors": "Git-LFS pointer",
+    "truncated.gguf": "truncated", "truncated_data.safetensors": "truncated",
+}  # fmt: skip
+
+
+def test_every_refused_file_is_tried():
+    assert SAYS.keys() == {path.name for path in REFUSED.iterdir()}
+
+
+@pytest.mark.parametrize("file", SAYS)
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_a_file_that_does_not_belong_is_refused_by_name(name, file):
+    with pytest.raises(InfuError, match=SAYS[file]) as error:
+        load_backend(name, **FOLDERS, transformer_path=REFUSED / file, dtype="float32")
+    assert str(REFUSED) not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["fill_folder", "kontext_folder", "flux2_folder"])
+def test_a_folder_that_does_not_belong_is_refused_as_a_base_too(file):
+    with pytest.raises(InfuError, match=SAYS[file]):
+        load_backend("pytorch", base_model_path=REFUSED / file, dtype="float32")
+
+
+def test_a_part_that_a_file_does_not_hold_is_named():
+    with pytest.raises(BrokenFile, match="holds no VAE"):
+        open_part(CHECKPOINTS / "bfl_bf16.safetensors", "vae")
+
+
+def test_a_torch_file_is_read_without_unpickling(tmp_path):
+    """`.ckpt` and `.bin` of training scripts: a state dict, perhaps inside another."""
+    tensors = {n: t.float() for n, t in load_file(CHECKPOINTS / "bfl_bf16.safetensors").items()}
+    torch.save({"state_dict": tensors, "step": 3}, tmp_path / "flux.ckpt")
+    checkpoint = open_part(tmp_path / "flux.ckpt", "transformer")
+    other = open_part(CHECKPOINTS / "bfl_bf16.safetensors", "transformer")
+    assert all(np.array_equal(checkpoint.read(n), other.read(n).astype(np.float32)) for n in other)
+    assert checkpoint.keys() == other.keys()
+
+
+# Damage.
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_anywhere_in_a_gguf_is_read_or_refused(tmp_path_factory, data):
+    raw = bytearray((REFUSED / "fill_like.gguf").read_bytes())
+    header = min(len(raw), 400)
+    for _ in range(data.draw(st.integers(1, 8))):
+        raw[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("fuzz") / "model.gguf"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    read_or_refuse(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_anywhere_in_a_scaled_file_is_read_or_refused(tmp_path_factory, data):
+    raw = bytearray((CHECKPOINTS / "fp8_scaled_comfy_quant.safetensors").read_bytes())
+    header = 8 + int.from_bytes(raw[:8], "little")
+    for _ in range(data.draw(st.integers(1, 8))):
+        raw[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
+    path.write_bytes(raw)
+    read_or_refuse(path)
+
+
+def read_or_refuse(path):
+    try:
+        checkpoint = open_part(path, "transformer")
+        for name in checkpoint:
+            checkpoint.read(name)
+    except InfuError as error:
+        assert str(path.parent) not in str(error)
+
+
+def test_a_gguf_whose_counts_lie_is_refused_at_once(tmp_path):
+    raw = bytearray((REFUSED / "fill_like.gguf").read_bytes())
+    shutil.copy(REFUSED / "fill_like.gguf", tmp_path / "a.gguf")
+    for at in (8, 16):  # the number of tensors, that of entries
+        lying = bytearray(raw)
+        lying[at : at + 8] = (1 << 60).to_bytes(8, "little")
+        (tmp_path / "a.gguf").write_bytes(lying)
+        with pytest.raises(BrokenFile, match="damaged header"):
+            open_weights(tmp_path / "a.gguf")
