@@ -51,6 +51,9 @@ def test_a_picture_is_made_where_torch_is_not_installed(python, tmp_path):
 
 
 def test_the_page_is_built_where_torch_is_not_installed(python, tmp_path):
-    code = "import app; print(type(app.build_page(app.Studio())).__name__)"
+    code = (
+        "import app; studio = app.Studio(name='mlx', model_version='aes_stage2');"
+        "print(type(app.build_page(studio)).__name__, studio.load().name)"
+    )
     done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == "Blocks", done.stderr
+    assert done.stdout.strip() == "Blocks mlx", done.stderr
