@@ -1,5 +1,6 @@
 """The MLX backend: precision, quantisation, LoRA, memory, threads, what one request leaves to the next."""
 
+import gc
 import json
 import math
 import shutil
@@ -317,6 +318,7 @@ def test_weights_left_in_their_files_change_no_number_and_are_not_in_memory(bits
     request = SMALL.replace(plugins=[Lora(PEFT, 0.8)])  # a LoRA on streamed layers too
     pictures, memory = {}, {}
     for offload in (None, "model", "sequential"):
+        gc.collect()  # what earlier tests left
         before, during = mx.get_active_memory(), []
         loaded = load_backend("mlx", **FOLDERS, dtype="float32", quantize=bits, offload=offload)
         watch = lambda *_, during=during, before=before: during.append(mx.get_active_memory() - before)  # noqa: E731
@@ -334,6 +336,20 @@ def test_weights_left_in_their_files_change_no_number_and_are_not_in_memory(bits
 
 RELEASE = Path("InfiniteYou/infu_flux_v1.0/aes_stage2")
 REST = 1.3e6  # of the tiny model: VAE, projection, a LoRA, constants and latents of a picture
+
+
+def test_a_backend_that_is_let_go_of_frees_its_memory_at_once():
+    gc.collect()
+    before = mx.get_active_memory()
+    gc.disable()
+    try:
+        loaded = load_backend("mlx", **FOLDERS, dtype="float32")
+        generate(SMALL.replace(plugins=[Lora(PEFT)]), loaded)
+        assert mx.get_active_memory() - before > 7e6
+        del loaded
+        assert mx.get_active_memory() - before < 1e5
+    finally:
+        gc.enable()
 
 
 def weight_bytes(folder: str | Path, bits: int | None) -> int:

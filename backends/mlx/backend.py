@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,13 @@ class MlxBackend(Backend):
         self.model_name = files.name
         self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
         self.latent_colours = read_latent_colours(files.vae)
-        base = files.base
-        self._clip = Encoder(lambda: load.load_clip(files.text_encoder, base / "text_encoder", self._dtype))
-        self._t5 = Encoder(lambda: self._load_large(load.load_t5, "text_encoder_2"))
+        self._clip = Encoder(
+            partial(load.load_clip, files.text_encoder, files.base / "text_encoder", self._dtype)
+        )
+        self._t5 = Encoder(self._loader(load.load_t5, "text_encoder_2", files))
         self._rest_encoders()  # read all the same: a broken file is reported here, not by the first request
-        self._vae = load.load_vae(files.vae, base / "vae", self._dtype)
-        self._dit = self._load_large(load.load_dit, "transformer")
+        self._vae = load.load_vae(files.vae, files.base / "vae", self._dtype)
+        self._dit = self._loader(load.load_dit, "transformer", files)()
         t5_length = 512 if self._dit.config.guidance_embeds else 256  # dev and schnell
         self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
         self._infusenet = self._projection = None
@@ -70,24 +72,19 @@ class MlxBackend(Backend):
                 return offload
         return "sequential"
 
-    def _load_large(self, load_network: Callable[..., nn.Module], part: str) -> Any:
-        """DiT, InfuseNet or T5: quantised, and as much of it left in the files as `offload` says."""
-        base = self.files.base / ("transformer" if part == "infusenet" else part)
+    def _loader(self, load_network: Callable[..., Any], part: str, files: ModelFiles) -> Callable[[], Any]:
+        """What loads DiT, InfuseNet or T5: quantised, and as much of it left in its files as `offload` says.
+        It does not hold the backend, so that one let go of is gone at once, not when Python looks for cycles."""
+        base = files.base / ("transformer" if part == "infusenet" else part)
         streamed = is_in_block if self.offload == "sequential" or part == "text_encoder_2" else is_modulation
-        return load_network(
-            getattr(self.files, part), base, self._dtype, self.bits, streamed if self.offload else None
-        )
+        options = (self._dtype, self.bits, streamed if self.offload else None)
+        return partial(load_network, getattr(files, part), base, *options)
 
     def _load_identity(self, files: ModelFiles) -> None:
         """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
-        before, self.files = self.files, files
-        try:
-            network = self._load_large(load.load_infusenet, "infusenet")
-            projection = load.load_projection(files.projection, self._dtype)
-        except BaseException:
-            self.files = before
-            raise
-        self._infusenet, self._projection = network, projection
+        network = self._loader(load.load_infusenet, "infusenet", files)()
+        projection = load.load_projection(files.projection, self._dtype)
+        self.files, self._infusenet, self._projection = files, network, projection
         self.faces = FaceStack(files.detector, files.recogniser, projection.proj_in.weight.shape[1])
         self.model_version, self.model_versions = files.model_version, files.model_versions
         self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
