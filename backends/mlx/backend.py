@@ -74,7 +74,7 @@ class MlxBackend(Backend):
 
     def _loader(self, load_network: Callable[..., Any], part: str, files: ModelFiles) -> Callable[[], Any]:
         """What loads DiT, InfuseNet or T5: quantised, and as much of it left in its files as `offload` says.
-        It does not hold the backend, so that one let go of is gone at once, not when Python looks for cycles."""
+        It does not hold the backend, so that one let go of is gone at once, not when cycles are looked for."""
         base = files.base / ("transformer" if part == "infusenet" else part)
         streamed = is_in_block if self.offload == "sequential" or part == "text_encoder_2" else is_modulation
         options = (self._dtype, self.bits, streamed if self.offload else None)
