@@ -1,4 +1,4 @@
-"""The command line: `python -m infu generate | batch | download | quantize | info`.
+"""The command line: `python -m infu generate | batch | download | quantize | info | inspect`.
 
 Exit codes: 0; 1 for an error its reader can put right; 2 for wrong usage; 70 for a fault of InfU's own; 130
 for Ctrl-C. Standard output holds results only; progress, notes and errors go to standard error.
@@ -162,6 +162,24 @@ def info(model: ModelOptions, output: OutputOptions) -> None:
     with reported(output):
         values = describe_installation(model.model_version, **{name: getattr(model, name) for name in PATHS})
         typer.echo(json.dumps(values) if output.json else draw_report(values))
+
+
+@app.command()
+@spread
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A base, a network of one, or a LoRA; file or folder.")],
+    model: ModelOptions,
+    output: OutputOptions,
+) -> None:
+    """What a file of weights is, how much of it matches, and the memory it will need.
+
+    A LoRA is held against the model of --base_model_path.
+    """
+    from infu.inspect import describe_file, draw_file, read_model_shapes
+
+    with reported(output):
+        values = describe_file(file, read_model_shapes(model.base_model_path))
+        typer.echo(json.dumps(values) if output.json else draw_file(values))
 
 
 def main() -> None:

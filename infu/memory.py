@@ -17,8 +17,9 @@ from typing import Any
 
 import psutil
 
+from infu.errors import ModelError
 from infu.models import ModelFiles
-from infu.weights.files import WeightFiles, open_weights
+from infu.weights.checkpoint import Checkpoint, open_part
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GROUP = 64  # quantised weights that share a 16-bit scale and a 16-bit offset
@@ -39,13 +40,15 @@ MAC_SHARE = 0.75  # of a Mac's memory is what Metal lets a process use
 class Network:
     """Sizes of one network, in numbers: all, those that quantisation packs, those of its largest block.
     `width`: how wide its blocks are (a VAE's: channels at full size). `stored`: bytes of a network that is
-    quantised in its files already, and stays so."""
+    quantised in its files already, and stays so. `compressed`: numbers and bytes of the matrices that are in
+    fp8 or GGUF's blocks there, and stay so unless they are quantised."""
 
     total: int
     packed: int
     block: int
     width: int
     stored: int | None = None
+    compressed: tuple[int, int] = (0, 0)
 
 
 RELEASED = {  # FLUX.1-dev and InfiniteYou, counted from the names and shapes of the released checkpoints
@@ -99,7 +102,9 @@ def weight_bytes(
     if network.stored is not None:
         return round(numbers / network.total * network.stored)
     if quantize is None or name not in LARGE:
-        return numbers * BYTES[dtype]
+        inside, size = network.compressed
+        whole = (network.total - inside) * BYTES[dtype] + size
+        return round(numbers / network.total * whole)
     packed = network.packed / network.total
     return round(numbers * (packed * (quantize + 32 / GROUP) / 8 + (1 - packed) * BYTES[dtype]))
 
@@ -123,14 +128,15 @@ def read_networks(files: ModelFiles) -> dict[str, Network]:
 
 @functools.lru_cache(maxsize=32)
 def read_network(name: str, path: Path) -> Network:
-    if path.is_dir() or path.suffix == ".safetensors":
-        return measure(open_weights(path), name)
     if name == "projection":  # a torch file, float32
         return Network(path.stat().st_size // 4, 0, path.stat().st_size // 4, RELEASED[name].width)
-    return RELEASED[name]
+    try:
+        return measure(open_part(path, name), name)
+    except ModelError:
+        return RELEASED[name]
 
 
-def measure(weights: WeightFiles, name: str) -> Network:
+def measure(weights: Checkpoint, name: str) -> Network:
     numbers = {key: math.prod(header.shape) for key, header in weights.items() if not is_copy(key, weights)}
     matrices = {key: weights[key].shape for key in numbers if is_packed(key, weights[key].shape)}
     blocks: Counter[str] = Counter()
@@ -142,13 +148,17 @@ def measure(weights: WeightFiles, name: str) -> Network:
         packed=sum(numbers[key] for key in matrices) if name in LARGE else 0,
         block=max(blocks.values()),
         stored=weights.nbytes if any(key.endswith(".scales") for key in weights) else None,
+        compressed=(
+            sum(numbers[key] for key in numbers if weights.is_packed(key)),
+            sum(weights[key].nbytes for key in numbers if weights.is_packed(key)),
+        ),
         width=full_size_channels(weights)
         if name == "vae"
         else max((min(s) for s in matrices.values()), default=0),
     )
 
 
-def is_copy(name: str, weights: WeightFiles) -> bool:
+def is_copy(name: str, weights: Checkpoint) -> bool:
     """T5's one embedding may stand in its files under two names."""
     return name == "encoder.embed_tokens.weight" and "shared.weight" in weights
 
@@ -158,7 +168,7 @@ def is_packed(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and "block" in name and name.endswith(".weight") and "relative" not in name
 
 
-def full_size_channels(weights: WeightFiles) -> int:
+def full_size_channels(weights: Checkpoint) -> int:
     """Channels that the VAE's decoder has at the picture's size, on entering its last stage."""
     last = weights.get("decoder.conv_out.weight")
     return 2 * last.shape[1] if last is not None else RELEASED["vae"].width

@@ -306,6 +306,18 @@ def test_damage_anywhere_in_a_scaled_file_is_read_or_refused(tmp_path_factory, d
     read_or_refuse(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("double_blocks.0.img_attn.qkv.bias", []), ("img_in.weight", [64 * 64]), ("txt_in.scale_weight", [3])],
+)
+def test_shapes_that_fuzzing_found_are_refused_in_words(tmp_path, name, shape):
+    tensors = load_file(CHECKPOINTS / "fp8_scaled_scale_weight.safetensors")
+    tensors[name] = torch.zeros(shape, dtype=tensors[name].dtype)
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(BrokenFile, match=f"is damaged: {name}"):
+        open_part(tmp_path / "a.safetensors", "transformer")
+
+
 def read_or_refuse(path):
     try:
         checkpoint = open_part(path, "transformer")

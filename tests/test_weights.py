@@ -86,6 +86,7 @@ BROKEN = {
     "truncated": (header() + b"\0" * 7, "truncated"),
     "lying shape": (header(shape=[1 << 40]) + b"\0" * 8, "damaged header"),
     "negative shape": (header(shape=[-1, -2]) + b"\0" * 8, "damaged header"),
+    "infinite shape": (header(shape=[float("inf")]) + b"\0" * 8, "damaged header"),
     "negative offset": (header(data_offsets=[-8, 0]) + b"\0" * 8, "damaged header"),
     "unknown kind": (header(dtype="Q9") + b"\0" * 8, "'Q9'"),
 }

@@ -112,21 +112,27 @@ class Checkpoint(Mapping[str, Entry]):
             values = values.astype(np.float32) * self._scale(entry)
         return values.reshape(entry.shape)
 
-    def packed(self, name: str) -> Fp8 | Blocks | None:
-        """A matrix as it is stored, where that is in 8 bits or fewer and row by row."""
+    def is_packed(self, name: str) -> bool:
+        """Whether it is a matrix stored in 8 bits or fewer, row by row as the network has it."""
         entry = self.entries[name]
-        if len(entry.shape) != 2:
-            return None
+        if len(entry.shape) != 2 or not name.endswith(".weight"):
+            return False
         if isinstance(self.raw, GgufFile):
             stored = self.raw[entry.source]
-            if stored.kind in PLAIN or stored.shape[-1] != entry.shape[1]:
-                return None
-            blocks = self.raw.blocks(entry.source)
-            return Blocks(blocks if entry.rows is None else take(blocks, entry.rows), stored.kind)
-        values = self._rows(entry)
-        if values.dtype not in FP8.values():
+            return stored.kind not in PLAIN and stored.shape[-1] == entry.shape[1]
+        return (entry.cast or self.raw[entry.source].dtype) in FP8.values()
+
+    def packed(self, name: str) -> Fp8 | Blocks | None:
+        """A matrix as it is stored, where `is_packed`."""
+        entry = self.entries[name]
+        if not self.is_packed(name):
             return None
-        return Fp8(values, np.ones((), np.float32) if entry.scale is None else self._scale(entry))
+        if isinstance(self.raw, GgufFile):
+            blocks = self.raw.blocks(entry.source)
+            kind = self.raw[entry.source].kind
+            return Blocks(blocks if entry.rows is None else take(blocks, entry.rows), kind)
+        scale = np.ones((), np.float32) if entry.scale is None else self._scale(entry)
+        return Fp8(self._rows(entry), scale)
 
     def _rows(self, entry: Entry) -> np.ndarray:
         if isinstance(self.raw, GgufFile):
@@ -144,13 +150,26 @@ class Checkpoint(Mapping[str, Entry]):
         return scale if entry.rows is None else take(scale, entry.rows)
 
 
+def find_parts(weights: Mapping[str, Any]) -> list[str]:
+    """The networks that a file holds: "transformer", "vae", ..."""
+    found = [
+        part for part in SIGNS if any(re.search(SIGNS[part], name) for name in part_names(weights, part))
+    ]
+    return [part for part in found if part != "transformer" or "infusenet" not in found]  # blocks of one name
+
+
+def part_names(weights: Mapping[str, Any], part: str) -> dict[str, str]:
+    """Names of one network in a file of several, without its prefix -> the file's own."""
+    prefix = next((p for p in PREFIXES[part] if any(name.startswith(p) for name in weights)), "")
+    return {name.removeprefix(prefix): name for name in weights if name.startswith(prefix)}
+
+
 def open_part(path: Path, part: str) -> Checkpoint:
     """The tensors of `part` ("transformer", "vae", "text_encoder", "text_encoder_2", "infusenet") in a file
     or folder. Raises `MissingFile`, or `BrokenFile` for what is broken, not whole, or not this network."""
     raw = open_weights(path)
     refuse_weights(path.name, raw, part)
-    prefix = next((p for p in PREFIXES[part] if any(name.startswith(p) for name in raw)), "")
-    names = {name.removeprefix(prefix): name for name in raw if name.startswith(prefix)}
+    names = part_names(raw, part)
     if not any(re.search(SIGNS[part], name) for name in names):
         raise BrokenFile(f"{path.name} holds no {TITLES[part]}. It has {fold(names) or 'no tensors'}.")
     names = {name: source for name, source in names.items() if not re.search(NEEDLESS, name)}
@@ -187,6 +206,8 @@ def make_entries(file: str, raw: WeightFiles | GgufFile, names: Mapping[str, str
             )
         dtype = np.dtype(np.float32) if scale else cast or header.dtype
         shape = logical_shape(raw, names, name)
+        if scale and math.prod(raw[scale].shape) not in (1, *shape[:1]):
+            raise BrokenFile(f"{file} is damaged: {scale} does not go with its weight. Download it again.")
         entries[name] = Entry(source, shape, header.nbytes, dtype, None, scale, cast)
     return entries
 
@@ -232,7 +253,8 @@ def logical_shape(raw: Any, names: Mapping[str, str], name: str) -> tuple[int, .
 
 
 def check_complete(file: str, entries: Mapping[str, Entry]) -> None:
-    """Raise `BrokenFile`, naming what is missing of a FLUX with blocks 0 to the last."""
+    """Raise `BrokenFile`, naming what is missing of a FLUX with blocks 0 to the last, or is no matrix or
+    vector where there should be one."""
     guidance = any(name.startswith("guidance_in.") for name in entries)
     modules = [name for name in OUTSIDE if guidance or not name.startswith("guidance_in")]
     for blocks, _, table in BLOCKS:
@@ -246,6 +268,10 @@ def check_complete(file: str, entries: Mapping[str, Entry]) -> None:
     missing = [name for name in wanted if name not in entries]
     if missing:
         raise BrokenFile(f"{file} is not whole: it has no {fold(missing)}. Download it again.")
+    for name in wanted:
+        shape = entries[name].shape
+        if len(shape) != (2 if name.endswith(".weight") else 1) or 0 in shape:
+            raise BrokenFile(f"{file} is damaged: {name} has the shape {shape}. Download it again.")
 
 
 def from_bfl(file: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -256,7 +282,9 @@ def from_bfl(file: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         module, _, leaf = name.rpartition(".")
         leaf = "weight" if leaf == "scale" else leaf
         found = re.match(r"(\w+_blocks)\.(\d+)\.(.+)", module)
-        if module in OUTSIDE:
+        if leaf not in ("weight", "bias"):
+            made[name] = entry
+        elif module in OUTSIDE:
             target = OUTSIDE[module]
             half = entry.shape[0] // 2
             rows = (slice(half, None), slice(0, half)) if target in SWAPPED else None

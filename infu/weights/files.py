@@ -205,7 +205,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
         entries = json.loads(raw)
         metadata = entries.pop("__metadata__", {})
         headers = {name: read_entry(file, 8 + length, size, entry) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise BrokenFile(f"{file.name} has a damaged header. Download it again.") from None
     return headers, {str(key): str(value) for key, value in dict(metadata or {}).items()}
 

@@ -47,6 +47,11 @@ OTHER_BASES = (  # the same for a network of a model; `{}` is the file
     (r"\._(data|scale)$", "{} is quantised by optimum-quanto, which is not supported."),
     (r"\.weight_scale_2$", "{} is quantised in nvfp4, which is not supported."),
 )  # fmt: skip
+OTHER_FILES = (  # what a name holds -> a file that is used elsewhere than as a base or LoRA
+    (r"^image_proj\.(latents|proj_in)", "InfiniteYou's projection of the face (image_proj_model.bin)"),
+    (r"ip_adapter", "an IP-Adapter"),
+    (r"^pulid_", "PuLID"),
+)
 PIPELINES = {  # `_class_name` of a folder's model_index.json -> what it is
     "FluxFillPipeline": "FLUX.1 Fill, made for inpainting",
     "FluxControlPipeline": "FLUX.1 Canny or Depth",
@@ -60,6 +65,12 @@ PIPELINES = {  # `_class_name` of a folder's model_index.json -> what it is
 }
 CHANNELS = {384: "FLUX.1 Fill, made for inpainting", 128: "FLUX.1 Canny or Depth"}  # that a transformer reads
 INSTEAD = "InfiniteYou needs FLUX.1-dev, Krea-dev, schnell or a fine-tune of one, in bf16, fp8 or GGUF."
+
+
+def name_file(weights: Iterable[str]) -> str | None:
+    """What a file is that is used, but neither as a base nor as a LoRA."""
+    names = list(weights)
+    return next((what for sign, what in OTHER_FILES if any(re.search(sign, name) for name in names)), None)
 
 
 def refuse_weights(file: str, weights: Any, part: str) -> None:

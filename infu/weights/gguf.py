@@ -106,7 +106,8 @@ def dequantise(blocks: np.ndarray, kind: str) -> np.ndarray:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    return dequantize(blocks, GGMLQuantizationType[kind])
+    with np.errstate(all="ignore"):  # NaN and infinity are named by who reads the numbers
+        return dequantize(blocks, GGMLQuantizationType[kind])
 
 
 def open_gguf(path: Path) -> GgufFile:

@@ -167,6 +167,11 @@ def split_key(key: str) -> tuple[str, str | None]:
     return key, None
 
 
+def find_prefix(module: str) -> str:
+    """The prefix of a file's module name, "" for none."""
+    return next(prefix for prefix, *_ in PREFIXES if module.startswith(prefix))
+
+
 def find_target(module: str, names: Mapping[str, Mapping[str, Target]]) -> tuple[int, str, Target] | None:
     """A file's module name -> the rank of its prefix, the network, and where it goes there."""
     for rank, (prefix, _, network) in enumerate(PREFIXES):

@@ -1,0 +1,145 @@
+"""What a file of weights is: a network, several, or a LoRA; its precision, its size, the memory it needs."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infu.errors import BrokenFile, InfuError, MissingFile
+from infu.models import BASE, locate
+from infu.weights.checkpoint import TITLES, Checkpoint, find_parts, open_part
+from infu.weights.files import fold, open_weights
+from infu.weights.foreign import name_file, name_foreign_lora, refuse_weights
+from infu.weights.gguf import GgufFile
+from infu.weights.lora import NETWORKS, PREFIXES, Shapes, find_prefix, read_lora, split_key
+from infu.weights.names import block_numbers
+
+SIGNS = {"down", "w1", "w1_a", "hada_w1_a", "diff", "diff_b"}  # tensors of a LoRA, by their role
+
+
+def describe_file(path: Path, networks: Mapping[str, Shapes] | None = None) -> dict[str, Any]:
+    """Plain JSON values. `networks`: the shapes of a model's modules (`read_lora`'s), for which a LoRA is
+    checked; without them its names are looked at alone. Raises `InfuError`, saying what the file is, for one
+    that cannot be used."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise MissingFile(f"There is no file {path.name!r}. Check its name and folder.")
+    raw = open_weights(path)
+    values = {"file": path.name, "tensors": len(raw), "bytes": raw.nbytes, "precision": count_kinds(raw)}
+    if is_lora(raw):
+        return values | describe_lora(path, raw, networks)
+    other = name_file(raw)
+    if other is not None:
+        return values | {"what": other}
+    parts = find_parts(raw)
+    for part in parts or ["transformer"]:
+        refuse_weights(path.name, raw, part)
+    if not parts:
+        raise BrokenFile(f"{path.name} is of no kind that is known here. It has {fold(raw) or 'no tensors'}.")
+    networks = {part: describe_network(open_part(path, part), part) for part in parts}
+    return values | {"what": " + ".join(n["what"] for n in networks.values()), "networks": networks}
+
+
+def is_lora(raw: Mapping[str, Any]) -> bool:
+    return any(split_key(name)[1] in SIGNS for name in raw)
+
+
+def count_kinds(raw: Mapping[str, Any]) -> dict[str, int]:
+    """How the numbers are stored -> how many tensors are."""
+    kinds = (raw[name].kind if isinstance(raw, GgufFile) else str(raw[name].dtype) for name in raw)
+    return dict(Counter(kinds).most_common())
+
+
+def describe_lora(path: Path, raw: Any, networks: Mapping[str, Shapes] | None) -> dict[str, Any]:
+    foreign = name_foreign_lora(raw)
+    if foreign:
+        raise BrokenFile(foreign)
+    if networks is not None:
+        return {"what": "LoRA", "written_by": list_writers(raw), **read_lora(path, networks).report}
+    return {"what": "LoRA", "written_by": list_writers(raw), "matched": None}
+
+
+def list_writers(raw: Mapping[str, Any]) -> list[str]:
+    """Who writes keys that begin like these."""
+    found = {find_prefix(split_key(name)[0]) for name in raw if split_key(name)[1]}
+    return [f"{who} ({prefix or 'no prefix'})" for prefix, who, _ in PREFIXES if prefix in found]
+
+
+def describe_network(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    """One network of a file: what it is, how much, and the bytes it takes in memory."""
+    values: dict[str, Any] = {"what": TITLES[part], "tensors": len(checkpoint), "bytes": checkpoint.nbytes}
+    if part in ("transformer", "infusenet"):
+        guidance = any("guidance_embedder" in name for name in checkpoint)
+        if part == "transformer":
+            values["what"] = f"FLUX.1-{'dev' if guidance else 'schnell'} or a fine-tune of it"
+        values["guidance"] = guidance
+        values["double_blocks"] = len(block_numbers(checkpoint, "transformer_blocks"))
+        values["single_blocks"] = len(block_numbers(checkpoint, "single_transformer_blocks"))
+        values["width"] = checkpoint["x_embedder.weight"].shape[0]
+    values["memory"] = memory_of(checkpoint)
+    return values
+
+
+def memory_of(checkpoint: Checkpoint) -> int:
+    """Bytes in memory at bfloat16, what is stored in 8 bits or fewer left as it is."""
+    return sum(
+        entry.nbytes if checkpoint.is_packed(name) else 2 * math.prod(entry.shape)
+        for name, entry in checkpoint.items()
+    )
+
+
+# As text.
+
+
+def draw_file(values: Mapping[str, Any]) -> str:
+    """One screen about what `describe_file` found."""
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in values["precision"].items())
+    lines = [
+        f"{values['file']}: {values['what']}",
+        f"  {values['tensors']} tensors, {megabytes(values['bytes'])}; stored as {kinds}",
+    ]
+    for network in values.get("networks", {}).values():
+        line = f"  {network['what']}: {network['tensors']} tensors matched"
+        if "width" in network:
+            blocks = f"{network['double_blocks']} + {network['single_blocks']} blocks"
+            line += f", {blocks}, {network['width']} wide"
+        lines.append(f"{line}; {megabytes(network['memory'])} of memory")
+    if "written_by" in values:
+        lines.append(f"  keys as by {'; '.join(values['written_by']) or 'nobody known'}")
+        lines += draw_match(values)
+    return "\n".join(lines)
+
+
+def draw_match(values: Mapping[str, Any]) -> list[str]:
+    if values["matched"] is None:
+        return ["  Give --base_model_path to see which modules of a model it changes."]
+    used = ", ".join(f"{count} modules of {NETWORKS[name]}" for name, count in values["matched"].items())
+    lines = [f"  changes {used}"]
+    lines += [f"  left out, as {reason}: {keys}" for reason, keys in values["ignored"].items()]
+    if values["unused"]:
+        lines.append(f"  not used ({values['unused']['count']} tensors): {values['unused']['names']}")
+    return lines
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def read_model_shapes(base: Path | str | None) -> dict[str, Shapes] | None:
+    """The shapes of a model's modules, out of its files' headers: no network is built. None: those of
+    FLUX.1-dev, or None again where that is not here."""
+    try:
+        files = locate(base_model_path=base or BASE, fetch=False)
+    except InfuError:
+        if base is not None:
+            raise
+        return None
+    return {
+        part: {
+            name.removesuffix(".weight"): tuple(entry.shape)
+            for name, entry in open_part(getattr(files, part), part).items()
+            if name.endswith(".weight")
+        }
+        for part in NETWORKS
+    }
