@@ -5,6 +5,7 @@ import itertools
 from typing import Any
 
 from infu.errors import InfuError
+from infu.mac import mac_needed
 from infu.memory import fits, memory_needed, read_machine
 from infu.models import BASE, INFINITE_YOU, ModelFiles, locate, name_model
 
@@ -61,6 +62,8 @@ def list_memory(files: ModelFiles | None, machine: dict[str, Any]) -> list[dict[
     ):
         if is_offered(quantize, offload, machine):
             needed = memory_needed(files, dtype, quantize, offload)
+            if machine["device"] == "Apple GPU":
+                needed["shared"] = mac_needed(files, dtype, quantize, offload)
             row = {"dtype": dtype, "quantize": quantize, "offload": offload, "fits": fits(needed, machine)}
             rows.append(row | {key: needed[key] for key in ("device", "main", "shared")})
     return rows

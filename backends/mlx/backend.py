@@ -19,7 +19,8 @@ from infu.cache import digest
 from infu.errors import InvalidRequest
 from infu.face import FaceStack
 from infu.flow import read_scheduler
-from infu.memory import memory_needed, read_machine
+from infu.mac import choose_offload
+from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
 from infu.preview import read_latent_colours
@@ -44,7 +45,7 @@ class MlxBackend(Backend):
         self.device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
         self.dtype = dtype or ("bfloat16" if self.device == "gpu" else "float32")
         self._dtype = getattr(mx, self.dtype)
-        self.offload = offload or self._choose_offload()
+        self.offload = offload or choose_offload(files, self.dtype, quantize, read_machine()["usable"])
         self.model_name = files.name
         self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
         self.latent_colours = read_latent_colours(files.vae)
@@ -64,17 +65,9 @@ class MlxBackend(Backend):
             self._load_identity(files)
         self._compile()
 
-    def _choose_offload(self) -> str | None:
-        """The way of loading that takes the least time of those for which this machine has the memory."""
-        usable = read_machine()["usable"]
-        for offload in (None, "model"):
-            if memory_needed(self.files, self.dtype, self.bits, offload)["shared"] <= usable:
-                return offload
-        return "sequential"
-
     def _loader(self, load_network: Callable[..., Any], part: str, files: ModelFiles) -> Callable[[], Any]:
         """What loads DiT, InfuseNet or T5: quantised, and as much of it left in its files as `offload` says.
-        It does not hold the backend, so that one let go of is gone at once, not when cycles are looked for."""
+        It does not hold the backend: one that is let go of is gone at once, not when cycles are sought."""
         base = files.base / ("transformer" if part == "infusenet" else part)
         streamed = is_in_block if self.offload == "sequential" or part == "text_encoder_2" else is_modulation
         options = (self._dtype, self.bits, streamed if self.offload else None)
