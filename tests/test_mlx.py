@@ -187,10 +187,9 @@ def test_a_lora_is_its_delta_on_every_kind_of_layer_and_leaves_no_trace(bits, sm
     layer = quantised._dit.transformer_blocks[1].attn.to_q
     x = mx.array(np.random.default_rng(0).standard_normal((1, 7, 64), np.float32))
     plain = layer(x)
-    delta = read_lora(PEFT, {"transformer_blocks.1.attn.to_q": (64, 64)}).deltas[
-        "transformer_blocks.1.attn.to_q"
-    ]
-    change = 0.7 * delta.factor * delta.up.astype(np.float64) @ delta.down.astype(np.float64)
+    name = "transformer_blocks.1.attn.to_q"
+    lora = read_lora(PEFT, {"transformer": {name: (64, 64)}}).changes["transformer"][name]
+    change = 0.7 * lora.factor * lora.matrix.up.astype(np.float64) @ lora.matrix.down.astype(np.float64)
     with quantised.plugged([Lora(PEFT, 0.7), Lora(KOHYA, 0)]):
         branched = quantised._dit.transformer_blocks[1].attn.to_q(x)
         assert np.abs(np.array(branched - plain) - np.array(x) @ change.T).max() < 1e-5

@@ -12,7 +12,7 @@ import numpy as np
 
 from backends.base import Backend, Text
 from backends.mlx import dit, infusenet, load
-from backends.mlx.lora import Branches, linear_shapes
+from backends.mlx.lora import Branches, branched, weight_shapes
 from backends.mlx.quantise import check_bits
 from backends.mlx.stream import is_in_block, is_modulation
 from infu.cache import digest
@@ -26,7 +26,7 @@ from infu.noise import pack_latents, unpack_latents
 from infu.preview import read_latent_colours
 from infu.prompt import Tokenizers
 from infu.request import Lora
-from infu.weights.lora import LoraFile, read_lora
+from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile, read_lora
 
 MAX_CACHE = 1 << 30  # bytes of freed arrays MLX keeps for reuse: a step's activations, not whole networks
 
@@ -59,6 +59,7 @@ class MlxBackend(Backend):
         t5_length = 512 if self._dit.config.guidance_embeds else 256  # dev and schnell
         self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
         self._infusenet = self._projection = None
+        self._text_loras: tuple[tuple[LoraFile, float], ...] = ()
         self.faces = FaceStack(None, None, 0)
         self.model_version, self.model_versions, self.optional_loras = None, (), {}
         if files.infusenet is not None:
@@ -108,13 +109,18 @@ class MlxBackend(Backend):
         length = max_length or self.tokenizers.t5_length
 
         def encode() -> Text:
-            pooled = self._clip.network()(mx.array(self.tokenizers.clip(prompt)))  # (1, P)
-            states = self._t5.network()(mx.array(self.tokenizers.t5(prompt, length)))  # (1, T, joint width)
-            text = Text(states.astype(self._dtype), pooled.astype(self._dtype))
-            mx.eval(text.states, text.pooled)
-            return text
+            clip_loras, t5_loras = (
+                [(file.changes[network], scale) for file, scale in self._text_loras] for network in (CLIP, T5)
+            )
+            with branched(self._clip.network(), clip_loras, self._dtype) as clip:
+                pooled = clip(mx.array(self.tokenizers.clip(prompt))).astype(self._dtype)  # (1, P)
+                mx.eval(pooled)
+            with branched(self._t5.network(), t5_loras, self._dtype) as t5:
+                states = t5(mx.array(self.tokenizers.t5(prompt, length))).astype(self._dtype)
+                mx.eval(states)  # (1, T, joint width)
+            return Text(states, pooled)
 
-        return self.cache("text", (prompt, length), encode)
+        return self.cache("text", (prompt, length, self._text_loras), encode)
 
     def encode_image(self, picture: np.ndarray) -> mx.array:
         def encode() -> mx.array:
@@ -195,12 +201,15 @@ class MlxBackend(Backend):
         if not files:
             yield []
             return
-        branches = Branches(self._dit, ((file.deltas, scale) for file, scale in files), self._dtype)
+        changes = [(file.changes[TRANSFORMER], scale) for file, scale in files]
+        branches = Branches(self._dit, changes, self._dtype)
+        self._text_loras = tuple((file, scale) for file, scale in files if file.changes_text)
         self._compile()
         try:
             yield [note for file, _ in files for note in file.notes]
         finally:
             branches.detach()
+            self._text_loras = ()
             self._compile()
 
     def _read_lora(self, path: str | Path) -> LoraFile:
@@ -208,7 +217,8 @@ class MlxBackend(Backend):
         path = Path(path)
         known = path.stat() if path.is_file() else None
         key = known and (str(path), known.st_size, known.st_mtime_ns)
-        return self.cache("lora", key, lambda: read_lora(path, linear_shapes(self._dit)))
+        shapes = {TRANSFORMER: weight_shapes(self._dit), CLIP: self._clip.shapes, T5: self._t5.shapes}
+        return self.cache("lora", key, lambda: read_lora(path, shapes))
 
     def _rest_encoders(self) -> None:
         """Before the loop, where memory is short: CLIP and T5 go until the next new prompt."""
@@ -223,6 +233,7 @@ class Encoder:
 
     def __init__(self, read: Callable[[], nn.Module]):
         self._read, self._network = read, read()
+        self.shapes = weight_shapes(self._network)  # for LoRAs, also while it is dropped
 
     def network(self) -> nn.Module:
         if self._network is None:

@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from infu.errors import BrokenFile, MissingFile
-from infu.weights.changes import Change, LowRank
+from infu.weights.changes import Change
 from infu.weights.files import fold, open_weights
 from infu.weights.foreign import name_foreign_lora
 from infu.weights.lora_module import ENDINGS, check_finite, make_changes, read_settings
@@ -61,16 +60,6 @@ class LoraFile:
     ignored: dict[str, tuple[str, ...]]  # reason -> keys
 
     @property
-    def deltas(self) -> dict[str, SimpleNamespace]:
-        """The plain low-rank changes of the base, for a backend that knows no others."""
-        found = {}
-        for name, change in self.changes[TRANSFORMER].items():
-            if not isinstance(change.matrix, LowRank) or change.bias is not None or change.magnitude:
-                raise BrokenFile("This kind of LoRA is not supported on the MLX backend. Use PyTorch's.")
-            found[name] = SimpleNamespace(**vars(change.matrix), factor=change.factor)
-        return found
-
-    @property
     def changes_text(self) -> bool:
         """Whether a prompt is encoded otherwise with this LoRA."""
         return bool(self.changes.get(CLIP) or self.changes.get(T5))
@@ -108,8 +97,6 @@ def read_lora(path: Path, networks: Mapping[str, Shapes]) -> LoraFile:
     """
     if not path.is_file():
         raise MissingFile(f"There is no LoRA file {path.name!r}. Give the path of a safetensors file.")
-    if all(isinstance(shape, tuple) for shape in networks.values()):
-        networks = {TRANSFORMER: networks}
     weights = open_weights(path)
     foreign = name_foreign_lora(weights)
     if foreign:
