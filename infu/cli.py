@@ -207,9 +207,10 @@ def downloading(output: OutputOptions) -> Iterator[None]:
     from infu.hub import list_unfinished
 
     def leave(*_: Any) -> None:
-        for path in list_unfinished() - before:
-            path.unlink(missing_ok=True)
         say("\nStopped.", output)
+        while ours := list_unfinished() - before:  # the hub's threads go on until the process is gone
+            for path in ours:
+                path.unlink(missing_ok=True)
         os._exit(130)
 
     logging.set_verbosity_error()

@@ -121,11 +121,12 @@ def read_t5(folder: Path) -> Tokenizer:
         pieces, charsmap = read_sentencepiece((folder / "spiece.model").read_bytes())
         pieces += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(T5_SENTINELS))]
         tokenizer = Tokenizer(Unigram(pieces, unk_id=[piece for piece, _ in pieces].index("<unk>")))
-        tokenizer.normalizer = normalizers.Precompiled(charsmap)
+        steps = [normalizers.Precompiled(charsmap)] if charsmap else []
     except Exception as error:  # struct.error, ValueError, IndexError, and the Rust side's bare Exception
         raise BrokenFile(f"{folder.name}/spiece.model is damaged. {AGAIN}") from error
-    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>", *(piece for piece, _ in pieces[-T5_SENTINELS:])])
     return tokenizer
 
