@@ -27,7 +27,7 @@ CHECKPOINTS = GOLDEN / "checkpoints"
 REFUSED = CHECKPOINTS / "refused"
 EXPECTED = np.load(CHECKPOINTS / "expected.npz")
 TENSORS = json.loads((CHECKPOINTS / "expected.json").read_text())
-TOLERANCE = {"pytorch": 1e-5}  # of latents of size 4; a wrong schedule or scale is off by .08 and more
+TOLERANCE = {"pytorch": 1e-5, "mlx": 1e-4}  # of latents of size 4; a wrong schedule is off by .08 and more
 CASES = [case for case in EXPECTED if case != "golden_base"]
 
 
@@ -233,7 +233,7 @@ SAYS = {
     "flux2_folder": "FLUX.2", "flux2_like.safetensors": "FLUX.2",
     "flux2_like_diffusers.safetensors": "FLUX.2",
     "first_block_missing.safetensors": r"double_blocks\.0\.", "lora_given_as_base.safetensors": "is a LoRA",
-    "nan_weights.safetensors": r"not finite.*double_blocks\.0\.img_mlp\.0\.weight",
+    "nan_weights.safetensors": r"double_blocks\.0\.img_mlp\.0\.weight.*not finite",
     "one_tensor_missing.safetensors": r"single_blocks\.0\.linear2\.weight",
     "one_wrong_shape.safetensors": r"another shape double_blocks\.0\.img_mlp\.0\.weight",
     "quanto_qint8_diffusers.safetensors": "quanto", "redux_like.safetensors": "Redux",

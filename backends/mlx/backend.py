@@ -18,7 +18,7 @@ from backends.mlx.stream import is_in_block, is_modulation
 from infu.cache import digest
 from infu.errors import InvalidRequest
 from infu.face import FaceStack
-from infu.flow import read_scheduler
+from infu.flow import read_scheduler, unshifted
 from infu.mac import choose_offload
 from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
@@ -56,7 +56,10 @@ class MlxBackend(Backend):
         self._rest_encoders()  # read all the same: a broken file is reported here, not by the first request
         self._vae = load.load_vae(files.vae, files.base / "vae", self._dtype)
         self._dit = self._loader(load.load_dit, "transformer", files)()
-        t5_length = 512 if self._dit.config.guidance_embeds else 256  # dev and schnell
+        guidance = self._dit.config.guidance_embeds
+        if not guidance and files.transformer != files.base / "transformer":
+            self.scheduler = unshifted(self.scheduler)
+        t5_length = 512 if guidance else 256  # dev and schnell
         self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
         self._infusenet = self._projection = None
         self._text_loras: tuple[tuple[LoraFile, float], ...] = ()

@@ -19,11 +19,12 @@ from backends.mlx import clip, dit, infusenet, projection, t5, vae
 from backends.mlx.quantise import quantise_layers
 from backends.mlx.stream import stream_layers
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
-from infu.weights.files import WeightFiles, fold, open_weights
+from infu.weights.checkpoint import Checkpoint, make_config, open_part
+from infu.weights.files import fold
 from infu.weights.torchfile import read_torch_file
 
 Config = TypeVar("Config")
-Weights = WeightFiles | Mapping[str, np.ndarray]  # name -> anything with `.shape`
+Weights = Checkpoint | Mapping[str, np.ndarray]  # name -> anything with `.shape`
 Chosen = Callable[[str], bool] | None  # which linear layers stay in their file (stream.py), by name
 
 
@@ -33,39 +34,41 @@ Chosen = Callable[[str], bool] | None  # which linear layers stay in their file 
 def load_dit(
     path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None, streamed: Chosen = None
 ) -> dit.DiT:
-    config = read_config(dit.FluxConfig, config_of(path, base), dit.OLD_CONFIG)
-    return load_network(dit.DiT(config), path, dtype, bits, streamed)
+    weights = open_part(path, "transformer")
+    return load_network(dit.DiT(flux_config(path, base, weights)), path, weights, dtype, bits, streamed)
 
 
 def load_infusenet(
     path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None, streamed: Chosen = None
 ) -> infusenet.InfuseNet:
-    """A single file (ComfyUI's builds) is sized like the DiT of the folder `base`, but for its own depth."""
+    weights = open_part(path, "infusenet")
+    network = infusenet.InfuseNet(flux_config(path, base, weights))
+    return load_network(network, path, weights, dtype, bits, streamed)
+
+
+def flux_config(path: Path, base: Path, weights: Checkpoint) -> dit.FluxConfig:
+    """A folder's own config; of a single file the base's, sized as the tensors are."""
     config = read_config(dit.FluxConfig, config_of(path, base), dit.OLD_CONFIG)
-    if not path.is_dir():
-        names = list(open_weights(path))
-        config = replace(
-            config,
-            num_layers=count_blocks(names, "controlnet_blocks"),
-            num_single_layers=count_blocks(names, "controlnet_single_blocks"),
-            guidance_embeds=any("guidance_embedder" in name for name in names),
-        )
-    return load_network(infusenet.InfuseNet(config), path, dtype, bits, streamed)
+    sizes = {} if path.is_dir() else make_config({}, weights)
+    return replace(config, **{f.name: sizes[f.name] for f in fields(config) if f.name in sizes})
 
 
 def load_vae(path: Path, base: Path, dtype: mx.Dtype) -> vae.VAE:
-    return load_network(vae.VAE(read_config(vae.VAEConfig, config_of(path, base))), path, dtype)
+    network = vae.VAE(read_config(vae.VAEConfig, config_of(path, base)))
+    return load_network(network, path, open_part(path, "vae"), dtype)
 
 
 def load_clip(path: Path, base: Path, dtype: mx.Dtype) -> clip.CLIP:
-    return load_network(clip.CLIP(read_config(clip.CLIPConfig, config_of(path, base))), path, dtype)
+    network = clip.CLIP(read_config(clip.CLIPConfig, config_of(path, base)))
+    return load_network(network, path, open_part(path, "text_encoder"), dtype)
 
 
 def load_t5(
     path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None, streamed: Chosen = None
 ) -> t5.T5:
     network = t5.T5(read_config(t5.T5Config, config_of(path, base)))
-    return load_network(network, path, dtype, bits, streamed, t5.TIED)
+    weights = open_part(path, "text_encoder_2")
+    return load_network(network, path, weights, dtype, bits, streamed, t5.TIED)
 
 
 def load_projection(path: Path, dtype: mx.Dtype) -> projection.Projection:
@@ -85,6 +88,7 @@ def load_projection(path: Path, dtype: mx.Dtype) -> projection.Projection:
 def load_network(
     network: nn.Module,
     path: Path,
+    weights: Checkpoint,
     dtype: mx.Dtype,
     bits: int | None = None,
     streamed: Chosen = None,
@@ -99,15 +103,11 @@ def load_network(
         )
     if stored or bits:
         quantise_layers(network, stored or bits)
-    return load_weights(network, open_weights(path), dtype, same, streamed)
+    return load_weights(network, weights, dtype, same, streamed)
 
 
 def config_of(path: Path, base: Path) -> Path:
     return (path if path.is_dir() else base) / "config.json"
-
-
-def count_blocks(names: list[str], blocks: str) -> int:
-    return len({name.split(".")[1] for name in names if name.startswith(f"{blocks}.")})
 
 
 def stored_bits(path: Path) -> int | None:
@@ -176,7 +176,10 @@ def fill(
 ) -> nn.Module:
     """Read the tensors of a module whose names in the network begin with `prefix`."""
     for name, place in find_places(module, packed).items():
-        put(place, read_tensor(weights, sources[prefix + name]), dtype)
+        array = read_tensor(weights, sources[prefix + name])
+        if not prefix:  # a streamed layer is read again and again
+            check_finite(array, weights, sources[name])
+        put(place, array, dtype)
     return module
 
 
@@ -209,6 +212,8 @@ def check(kind: str, places: Mapping[str, Place], weights: Weights, names: Mappi
         "not known": [name for name in names if name not in known],
         "of another shape": [name for name, shape in known.items() if tuple(weights[name].shape) != shape],
     }
+    if isinstance(weights, Checkpoint):
+        kinds["of another shape"] = [weights.origin(name) for name in kinds["of another shape"]]
     faults = [f"{what} {fold(found)}" for what, found in kinds.items() if found]
     if faults:
         raise BrokenFile(f"These are not the weights of this {kind}: {'; '.join(faults)}.")
@@ -230,7 +235,21 @@ def put(place: Place, array: mx.array, dtype: mx.Dtype) -> None:
 
 def read_tensor(weights: Weights, name: str) -> mx.array:
     """A tensor in its file's dtype; 8-bit floats, which MLX has not, exactly in a wider one."""
-    array = weights.read(name) if isinstance(weights, WeightFiles) else weights[name]
+    return to_array(weights.read(name) if isinstance(weights, Checkpoint) else weights[name])
+
+
+def check_finite(array: mx.array, weights: Weights, name: str) -> None:
+    """Raise `BrokenFile` for NaN, which both reductions keep, or infinity. They need no memory."""
+    if mx.issubdtype(array.dtype, mx.floating):
+        if not mx.isfinite(mx.max(array)) or not mx.isfinite(mx.min(array)):
+            told = f"{weights.name}: {weights.origin(name)}" if isinstance(weights, Checkpoint) else name
+            raise BrokenFile(
+                f"{told} has numbers that are not finite (NaN or infinity). The file is damaged, or was badly "
+                "merged: download it again, or choose another."
+            )
+
+
+def to_array(array: np.ndarray) -> mx.array:
     if array.dtype == ml_dtypes.float8_e4m3fn:
         return mx.from_fp8(mx.array(array.view(np.uint8)), mx.bfloat16)
     if array.dtype == ml_dtypes.float8_e5m2:  # the upper byte of a float16

@@ -35,7 +35,7 @@ SIGNS = {  # a tensor that a network always has, in one spelling or another
     "vae": r"^decoder\.conv_in\.",
     "text_encoder": r"^(text_model\.)?embeddings\.token_embedding\.",
     "text_encoder_2": r"^(encoder\.block|enc\.blk)\.\d+\.",
-    "infusenet": r"^controlnet_x_embedder\.",
+    "infusenet": r"^controlnet_(x_embedder|blocks|single_blocks)\.",
 }
 TITLES = {"transformer": "FLUX transformer", "vae": "VAE", "text_encoder": "CLIP text encoder",
           "text_encoder_2": "T5 encoder", "infusenet": "InfuseNet"}  # fmt: skip
