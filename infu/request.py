@@ -74,7 +74,8 @@ class GenerationRequest:
         for name, low, high in NUMBERS:
             object.__setattr__(self, name, check_number(name, getattr(self, name), low, high))
         if self.max_sequence_length is not None:
-            check_integer("max_sequence_length", self.max_sequence_length, 1, 512)
+            length = check_integer("max_sequence_length", self.max_sequence_length, 1, 512)
+            object.__setattr__(self, "max_sequence_length", length)
         seed = secrets.randbelow(MAX_SEED + 1) if self.seed is None else self.seed
         object.__setattr__(self, "seed", check_integer("seed", seed, 0, MAX_SEED))
         if self.infusenet_guidance_start > self.infusenet_guidance_end:
@@ -82,8 +83,8 @@ class GenerationRequest:
                 "infusenet_guidance_start must not be larger than infusenet_guidance_end "
                 f"({self.infusenet_guidance_start} is larger than {self.infusenet_guidance_end})."
             )
-        object.__setattr__(self, "id_images", tuple(self.id_images or ()))
-        object.__setattr__(self, "plugins", tuple(self.plugins or ()))
+        for name in ("id_images", "plugins"):
+            object.__setattr__(self, name, check_list(name, getattr(self, name)))
         for plugin in self.plugins:
             if not isinstance(plugin, Lora):
                 raise InvalidRequest(f"plugins holds a {type(plugin).__name__}; this version knows Lora.")
@@ -95,7 +96,7 @@ class GenerationRequest:
             points = check_array("control_keypoints", self.control_keypoints, (5, 2))
             object.__setattr__(self, "control_keypoints", points)
         if self.id_embedding is not None:
-            vector = check_array("id_embedding", self.id_embedding, (np.size(self.id_embedding),))
+            vector = check_array("id_embedding", self.id_embedding, (-1,))
             object.__setattr__(self, "id_embedding", vector)
 
     @property
@@ -175,11 +176,18 @@ def check_text(name: str, value: Any, optional: bool = False) -> None:
         raise InvalidRequest(f"{name} has {len(value)} characters; {MAX_PROMPT} are allowed.")
 
 
+def check_list(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple | None):  # a text would be taken letter by letter
+        raise InvalidRequest(f"{name} must be a list, not {shown(value)}.")
+    return tuple(value or ())
+
+
 def check_array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.asarray(value, dtype=np.float32).reshape(shape)
     except (ValueError, TypeError):
-        raise InvalidRequest(f"{name} must be {' x '.join(map(str, shape))} numbers.") from None
+        count = "a row of" if shape == (-1,) else " x ".join(map(str, shape))
+        raise InvalidRequest(f"{name} must be {count} numbers.") from None
     if not np.isfinite(array).all():
         raise InvalidRequest(f"{name} must hold finite numbers only.")
     return array
@@ -187,5 +195,5 @@ def check_array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def shown(value: Any) -> str:
     """A user's value, short enough for one line of an error."""
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 40 else text[:37] + "..."

@@ -37,6 +37,10 @@ BAD = [
     ("control_keypoints", np.zeros((4, 2)), "5 x 2"),
     ("control_keypoints", np.full((5, 2), np.inf), "finite"),
     ("id_embedding", [["a"]], "numbers"),
+    ("id_embedding", [[1, 2], [3]], "numbers"),
+    ("id_images", "photo.jpg", "must be a list"),
+    ("id_images", np.zeros((2, 64, 64, 3), np.uint8), "must be a list"),
+    ("plugins", Lora("file.safetensors"), "must be a list"),
 ]
 
 
@@ -51,6 +55,11 @@ def test_a_value_out_of_range_is_refused_with_the_range(name, value, says):
 def test_the_run_is_made_at_the_next_multiple_of_16(width, height):
     w, h = GenerationRequest("a", width=width, height=height).run_size
     assert w % 16 == h % 16 == 0 and 0 <= w - width < 16 and 0 <= h - height < 16
+
+
+def test_whole_numbers_are_kept_as_such():
+    request = GenerationRequest("a", num_steps=30.0, seed=7.0, max_sequence_length=128.0)  # as JSON has them
+    assert all(type(n) is int for n in (request.num_steps, request.seed, request.max_sequence_length))
 
 
 def test_a_window_that_ends_before_it_starts_is_refused():
