@@ -1,7 +1,7 @@
 """Ours against the plain way (plain_way.py) on the same random weights: `python -m benchmarks.pipeline`.
 
-Time: both in one process, alternating, the median of the pairs' ratios. Memory: each way in a process of its
-own, the largest resident size while denoising less what the same process had before it loaded the model.
+Time: both in one process, alternating, the median of the pairs' ratios. Memory: each way in processes of its
+own, the median of their largest resident size while denoising less what the same process had before it loaded the model.
 Prints the table that stands in docs/measurements.md.
 """
 
@@ -22,6 +22,7 @@ import psutil
 
 STEPS, WIDTH, HEIGHT = 8, 256, 256  # 256 image tokens
 MIB = 1 << 20
+MEMORY_RUNS = 5  # one run differs from the next by a tenth
 
 
 def main() -> None:
@@ -127,7 +128,10 @@ def memory_rows(folder: Path) -> list[tuple[str, ...]]:
     sizes = {}
     for way in ("ours", "released", "plain"):
         command = [sys.executable, "-m", "benchmarks.pipeline", "--measure", way, "--folder", str(folder)]
-        sizes[way] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        runs = [
+            subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(MEMORY_RUNS)
+        ]
+        sizes[way] = statistics.median(json.loads(run.stdout) for run in runs)
     what = {
         "ours": "memory while denoising, all kept",
         "released": "the same, offload=model (text encoders released)",
