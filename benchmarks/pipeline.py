@@ -1,7 +1,7 @@
 """Ours against the plain way (plain_way.py) on the same random weights: `python -m benchmarks.pipeline`.
 
 Time: both in one process, alternating, the median of the pairs' ratios. Memory: each way in processes of its
-own, the median of their largest resident size while denoising, less what they had before the model was loaded.
+own, the median of their largest resident size while denoising, less what they had before loading.
 Prints the table that stands in docs/measurements.md.
 """
 
