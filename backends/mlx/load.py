@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from backends.mlx import clip, dit, infusenet, projection, t5, vae
+from backends.mlx.compressed import CompressedLinear, compress_layers
 from backends.mlx.quantise import quantise_layers
 from backends.mlx.stream import stream_layers
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
@@ -103,6 +104,8 @@ def load_network(
         )
     if stored or bits:
         quantise_layers(network, stored or bits)
+    else:
+        compress_layers(network, weights)
     return load_weights(network, weights, dtype, same, streamed)
 
 
@@ -176,6 +179,9 @@ def fill(
 ) -> nn.Module:
     """Read the tensors of a module whose names in the network begin with `prefix`."""
     for name, place in find_places(module, packed).items():
+        if isinstance(place.module, CompressedLinear) and place.leaf == "weight":
+            place.module.keep(weights.packed(sources[prefix + name]))
+            continue
         array = read_tensor(weights, sources[prefix + name])
         if not prefix:  # a streamed layer is read again and again
             check_finite(array, weights, sources[name])
@@ -189,10 +195,12 @@ def find_places(network: nn.Module, packed: bool = False) -> dict[str, Place]:
     places = {}
     for prefix, module in network.named_modules():
         for leaf, value in module.items():
-            if not isinstance(value, mx.array):
+            if not isinstance(value, mx.array) or leaf.startswith("_"):
                 continue
             shape = value.shape
-            if isinstance(module, nn.QuantizedLinear) and not packed:
+            if isinstance(module, CompressedLinear) and leaf == "weight":
+                shape = module.shape
+            elif isinstance(module, nn.QuantizedLinear) and not packed:
                 if leaf in ("scales", "biases"):
                     continue
                 if leaf == "weight":
@@ -244,8 +252,8 @@ def check_finite(array: mx.array, weights: Weights, name: str) -> None:
         if not mx.isfinite(mx.max(array)) or not mx.isfinite(mx.min(array)):
             told = f"{weights.name}: {weights.origin(name)}" if isinstance(weights, Checkpoint) else name
             raise BrokenFile(
-                f"{told} has numbers that are not finite (NaN or infinity). The file is damaged, or was badly "
-                "merged: download it again, or choose another."
+                f"{told} has numbers that are not finite (NaN or infinity). The file is damaged, or was "
+                "badly merged: download it again, or choose another."
             )
 
 

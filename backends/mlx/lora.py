@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from backends.mlx.compressed import CompressedLinear
 from backends.mlx.layers import find_module, replace_module
 from backends.mlx.stream import Streamed
 from infu.weights.changes import Change, Hadamard, Kronecker, LowRank, Matrix, Rows
@@ -202,7 +203,7 @@ def to_array(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
     return mx.array(array.astype(np.float32) if wide else array).astype(dtype)
 
 
-LINEAR = (nn.Linear, nn.QuantizedLinear, Streamed)
+LINEAR = (nn.Linear, nn.QuantizedLinear, CompressedLinear, Streamed)
 
 
 def whole(layer: nn.Module) -> nn.Module:
@@ -212,6 +213,8 @@ def whole(layer: nn.Module) -> nn.Module:
 
 def whole_weight(layer: nn.Module) -> mx.array:
     """A linear layer's weight (out, in), however it is kept."""
+    if isinstance(layer, CompressedLinear):
+        return layer.dequantise(mx.float32)
     if isinstance(layer, nn.QuantizedLinear):
         scheme = dict(group_size=layer.group_size, bits=layer.bits)
         return mx.dequantize(layer.weight, layer.scales, layer.biases, **scheme)
@@ -223,7 +226,7 @@ def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     embeddings."""
     shapes = {}
     for name, module in network.named_modules():
-        if isinstance(module, Streamed):
+        if isinstance(module, Streamed | CompressedLinear):
             shapes[name] = module.shape
         elif isinstance(module, nn.QuantizedLinear):
             shapes[name] = (module.weight.shape[0], module.weight.shape[1] * 32 // module.bits)

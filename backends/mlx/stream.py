@@ -8,6 +8,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from backends.mlx.compressed import CompressedLinear
 from backends.mlx.layers import replace_module
 from backends.mlx.quantise import QuantisedLinear
 
@@ -30,6 +31,8 @@ class Streamed(nn.Module):
 def copier(layer: nn.Module) -> tuple[Callable[[], nn.Module], tuple[int, int]]:
     """A function that makes an empty layer of the same kind, and (out, in)."""
     has_bias = "bias" in layer
+    if isinstance(layer, CompressedLinear):
+        return lambda: CompressedLinear(layer.shape, has_bias), layer.shape
     if isinstance(layer, QuantisedLinear):
         outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * 32 // layer.bits
         options = dict(group_size=layer.group_size, bits=layer.bits)
@@ -43,7 +46,7 @@ def stream_layers(
 ) -> nn.Module:
     """Exchange the `chosen` linear layers of an empty network, by name; `fill(name, layer)` reads one."""
     for name, layer in network.named_modules():
-        if isinstance(layer, nn.Linear | nn.QuantizedLinear) and chosen(name):
+        if isinstance(layer, nn.Linear | nn.QuantizedLinear | CompressedLinear) and chosen(name):
             replace_module(network, name, Streamed(layer, lambda empty, name=name: fill(name, empty)))
     return network
 

@@ -122,6 +122,10 @@ class Checkpoint(Mapping[str, Entry]):
             return stored.kind not in PLAIN and stored.shape[-1] == entry.shape[1]
         return (entry.cast or self.raw[entry.source].dtype) in FP8.values()
 
+    def kind(self, name: str) -> str:
+        """How an `is_packed` matrix is stored: "fp8", or a type of GGUF's."""
+        return self.raw[self.entries[name].source].kind if isinstance(self.raw, GgufFile) else "fp8"
+
     def packed(self, name: str) -> Fp8 | Blocks | None:
         """A matrix as it is stored, where `is_packed`."""
         entry = self.entries[name]
