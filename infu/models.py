@@ -118,7 +118,7 @@ def versioned(
         )
     from_hub = isinstance(files.model_dir, str)
     here = VERSIONS if from_hub else list_versions(files.model_dir)
-    if model_version not in {*here, *VERSIONS}:
+    if model_version not in (*here, *VERSIONS):
         raise UnknownName("model version", str(model_version), here or VERSIONS)
     if model_version not in here:
         raise MissingFile(

@@ -55,6 +55,11 @@ ERRORS = [  # what is sent, the settings, what the client is told
         {"model_version": "<b>"},
         "There is no model version called '&lt;b&gt;'. Choose one of aes_stage2, sim_stage1.",
     ),
+    (
+        "face",
+        {"model_version": [7]},
+        "There is no model version called '[7]'. Choose one of aes_stage2, sim_stage1.",
+    ),
 ]
 
 
