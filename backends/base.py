@@ -5,9 +5,10 @@ Arrays are the backend's own and opaque here. Shapes: B batch, L image tokens, T
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from infu.flow import Scheduler
 from infu.preview import LatentColours
 from infu.prompt import Tokenizers
 from infu.request import Lora
+from infu.weights.lora import LoraFile, Shapes, read_lora
 
 Array = Any
 CACHED = 8  # of each kind: a face, a prompt, a negative prompt, a control image, in a few variants
@@ -112,8 +114,20 @@ class Backend(ABC):
     # What changes between requests.
 
     @abstractmethod
-    def plugged(self, plugins: Sequence[Lora]) -> AbstractContextManager[list[str]]:
-        """Weight deltas in, and out again on leaving, bit for bit. Yields notes for the user."""
+    def plugged(self, plugins: Sequence[Lora]) -> AbstractContextManager[list[LoraFile]]:
+        """Weight deltas in, and out again on leaving, bit for bit. Yields the files of those in use."""
+
+    @property
+    @abstractmethod
+    def module_shapes(self) -> Mapping[str, Shapes]:
+        """The networks that a LoRA may change, and the shape of each of their modules' weights."""
+
+    def read_lora(self, path: str | Path) -> LoraFile:
+        """A LoRA by its path, size and time: known ones are not read again."""
+        path = Path(path)
+        known = path.stat() if path.is_file() else None
+        key = known and (str(path), known.st_size, known.st_mtime_ns)
+        return self.cache("lora", key, lambda: read_lora(path, self.module_shapes))
 
     @abstractmethod
     def use_version(self, model_version: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from infu.errors import PhotoError
 from infu.request import GenerationRequest
+from infu.weights.lora import LoraFile
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -19,8 +21,9 @@ VERSION = 1
 MAX_TEXT = 1 << 20  # characters of a text chunk that are looked at
 
 
-def describe(request: GenerationRequest, backend: Backend) -> dict[str, Any]:
-    """The settings of a run as plain JSON values: the request's, and which model made the picture."""
+def describe(request: GenerationRequest, backend: Backend, loras: Sequence[LoraFile]) -> dict[str, Any]:
+    """The settings of a run as plain JSON values: the request's, which model made the picture, and what was
+    used of each LoRA."""
     made_by = {
         "infu": VERSION,
         "model": backend.model_name,
@@ -28,6 +31,8 @@ def describe(request: GenerationRequest, backend: Backend) -> dict[str, Any]:
         "backend": backend.name,
         "dtype": backend.dtype,
         "identity": request.has_identity,
+        "control_photo": request.control_image is not None,
+        "loras": [lora.report for lora in loras],
     }
     return made_by | request.settings()
 

@@ -87,9 +87,10 @@ def stream(
     """`generate` as a generator: a `Step` after every step, the `Result` last. Closing it stops the run."""
     noise = check_noise(request, noise)
     embedding, control = read_person(request, backend)  # no face: an error, before any network runs
-    with backend.lock, backend.plugged(request.plugins) as notes:
+    with backend.lock, backend.plugged(request.plugins) as loras:
         text = backend.encode_prompt(request.prompt, request.max_sequence_length)
-        notes = notes + backend.tokenizers.notes(request.prompt, request.max_sequence_length)
+        notes = [note for lora in loras for note in lora.notes]
+        notes += backend.tokenizers.notes(request.prompt, request.max_sequence_length)
         negative = encode_negative(request, backend)
         identity = None if embedding is None else backend.project_identity(embedding)
         control = None if control is None else backend.encode_image(control)  # a black one like any other
@@ -100,7 +101,7 @@ def stream(
             )
             pictures.append(decode(request, backend, latents))
             finals.append(backend.numpy(latents))
-        metadata = describe(request, backend)
+        metadata = describe(request, backend, loras)
     yield Result(np.stack(pictures), np.concatenate(finals), request.seeds, metadata, tuple(notes))
 
 

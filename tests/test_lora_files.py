@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from backends import load_backend
 from infu import InfuError, Lora, generate
+from infu.inspect import read_model_shapes
 from infu.weights.lora import read_lora
 
 LORAS = GOLDEN / "lora"
@@ -189,6 +190,8 @@ def test_a_foreign_part_is_named_and_the_good_part_is_used(backend, name):
     result = run(backend, (f"broken/{name}", 1.0))
     assert_expected(backend, result, "three@1.0")
     assert IN_PART[name] in result.notes[-1] and "6 modules" in result.notes[-1]
+    (report,) = result.metadata["loras"]
+    assert report["matched"] == {"transformer": 6} and report["file"] == name
 
 
 def test_a_lora_of_zeros_changes_nothing(backend):
@@ -246,7 +249,6 @@ def test_alpha_may_stand_in_the_files_header(tmp_path, metadata, factor):
 
 def test_a_report_counts_what_was_matched_and_what_was_not():
     path = LORAS / "broken/stray_tensors_among_good.safetensors"
-    backend = load_backend("pytorch", **FOLDERS, dtype="float32")
-    report = read_lora(path, backend._weight_shapes).report
+    report = read_lora(path, read_model_shapes(FOLDERS["base_model_path"])).report
     assert report["matched"] == {"transformer": 6} and report["unused"]["count"] == 1
     assert json.loads(json.dumps(report)) == report

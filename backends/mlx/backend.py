@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -26,7 +25,7 @@ from infu.noise import pack_latents, unpack_latents
 from infu.preview import read_latent_colours
 from infu.prompt import Tokenizers
 from infu.request import Lora
-from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile, read_lora
+from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile
 
 MAX_CACHE = 1 << 30  # bytes of freed arrays MLX keeps for reuse: a step's activations, not whole networks
 
@@ -199,8 +198,8 @@ class MlxBackend(Backend):
         mx.eval(latents)
 
     @contextmanager
-    def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[str]]:
-        files = [(self._read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
+    def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[LoraFile]]:
+        files = [(self.read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
         if not files:
             yield []
             return
@@ -209,19 +208,15 @@ class MlxBackend(Backend):
         self._text_loras = tuple((file, scale) for file, scale in files if file.changes_text)
         self._compile()
         try:
-            yield [note for file, _ in files for note in file.notes]
+            yield [file for file, _ in files]
         finally:
             branches.detach()
             self._text_loras = ()
             self._compile()
 
-    def _read_lora(self, path: str | Path) -> LoraFile:
-        """A LoRA by its path, size and time: known ones are not read again."""
-        path = Path(path)
-        known = path.stat() if path.is_file() else None
-        key = known and (str(path), known.st_size, known.st_mtime_ns)
-        shapes = {TRANSFORMER: weight_shapes(self._dit), CLIP: self._clip.shapes, T5: self._t5.shapes}
-        return self.cache("lora", key, lambda: read_lora(path, shapes))
+    @property
+    def module_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        return {TRANSFORMER: weight_shapes(self._dit), CLIP: self._clip.shapes, T5: self._t5.shapes}
 
     def _rest_encoders(self) -> None:
         """Before the loop, where memory is short: CLIP and T5 go until the next new prompt."""

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from infu.preview import read_latent_colours
 from infu.prompt import Tokenizers
 from infu.request import Lora
 from infu.weights.checkpoint import has_guidance
-from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile, read_lora
+from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile
 
 
 @contextmanager
@@ -215,12 +214,12 @@ class PytorchBackend(Backend):
         """Nothing to do: torch computes at once."""
 
     @contextmanager
-    def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[str]]:
-        files = [(self._read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
+    def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[LoraFile]]:
+        files = [(self.read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
         self._branches = self._make_branches(files)
         self._text_loras = tuple((file, scale) for file, scale in files if file.changes_text)
         try:
-            yield [note for file, _ in files for note in file.notes]
+            yield [file for file, _ in files]
         finally:
             for branches in self._branches.values():
                 branches.detach()
@@ -234,15 +233,8 @@ class PytorchBackend(Backend):
             for network in NETWORKS
         }
 
-    def _read_lora(self, path: str | Path) -> LoraFile:
-        """A LoRA by its path, size and time: known ones are not read again."""
-        path = Path(path)
-        known = path.stat() if path.is_file() else None
-        key = known and (str(path), known.st_size, known.st_mtime_ns)
-        return self.cache("lora", key, lambda: read_lora(path, self._weight_shapes))
-
     @functools.cached_property
-    def _weight_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+    def module_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The modules of the networks that a LoRA may change, from their configs."""
         files = self.files
         return {part: load.read_shapes(part, getattr(files, part), files.base / part) for part in NETWORKS}
