@@ -36,7 +36,12 @@ RESTORED = (  # what a picture gives back as it is, in the API's order; the LoRA
     "infusenet_guidance_start",
     "infusenet_guidance_end",
 )
-NOT_ON_PAGE = {"negative_prompt": "the negative prompt", "control_keypoints": "the five points of the pose"}
+NOT_ON_PAGE = {
+    "control_photo": "the photograph of the pose",
+    "control_keypoints": "the five points of the pose",
+    "negative_prompt": "the negative prompt",
+    "max_sequence_length": "the limit of the prompt's tokens",
+}
 CSS = Path(__file__).with_suffix(".css")
 
 
@@ -175,6 +180,7 @@ def restored(settings: dict[str, Any]) -> str:
     """What the visitor is told when a picture's settings are back: what is not, too."""
     lost = ["the photograph"]
     lost += [words for name, words in NOT_ON_PAGE.items() if settings.get(name)]
+    lost += ["the seed 0, which on the page is a random one"] if settings.get("seed") == 0 else []
     plugins = settings.get("plugins")
     files = [str(p.get("lora")) for p in plugins if isinstance(p, dict)] if isinstance(plugins, list) else []
     lost += [f"the LoRA {file}" for file in files if file not in OPTIONAL_LORAS.values()]

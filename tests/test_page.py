@@ -256,3 +256,6 @@ def test_what_a_picture_cannot_give_back_is_named():
     )
     said = restored({"negative_prompt": "blur", "plugins": [{"lora": "style.safetensors"}, 3]})
     assert said.endswith("the photograph, the negative prompt, the LoRA style.safetensors.")
+    said = restored({"control_photo": True, "max_sequence_length": 64, "seed": 0})
+    lost = ("the photograph of the pose", "the limit of the prompt's tokens", "the seed 0")
+    assert said.endswith(f"the photograph, {', '.join(lost)}, which on the page is a random one.")
