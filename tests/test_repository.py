@@ -1,0 +1,22 @@
+"""What stands in two places of the repository stands there alike."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NOT_THE_SPACES = {"torch", "opencv-python"}  # the Space pins torch as ZeroGPU does; insightface brings OpenCV
+
+
+def read_requirements(text: str) -> dict[str, str]:
+    """Package -> the versions that may be installed."""
+    found = re.findall(r"^([\w-]+)([<>=!~][^;\s]*)", text, re.MULTILINE)
+    return {name: versions for name, versions in found if name not in NOT_THE_SPACES}
+
+
+def test_the_space_installs_the_versions_that_everyone_else_does():
+    project = (ROOT / "pyproject.toml").read_text()
+    lists = [
+        re.search(rf"^{name} = \[(.*?)^\]", project, re.M | re.S)[1] for name in ("dependencies", "pytorch")
+    ]
+    wanted = read_requirements(re.sub(r'^ *"|",', "", "\n".join(lists), flags=re.MULTILINE))
+    assert len(wanted) > 15 and read_requirements((ROOT / "requirements.txt").read_text()) == wanted
