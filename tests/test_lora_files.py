@@ -11,6 +11,8 @@ import shutil
 import numpy as np
 import pytest
 from golden import FOLDERS, GOLDEN, read_golden
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from backends import load_backend
@@ -191,7 +193,7 @@ def test_a_foreign_part_is_named_and_the_good_part_is_used(backend, name):
     assert_expected(backend, result, "three@1.0")
     assert IN_PART[name] in result.notes[-1] and "6 modules" in result.notes[-1]
     (report,) = result.metadata["loras"]
-    assert report["matched"] == {"transformer": 6} and report["file"] == name
+    assert report["matched"] == {"transformer": 6} and report["file"] == f"{name}.safetensors"
 
 
 def test_a_lora_of_zeros_changes_nothing(backend):
@@ -233,6 +235,7 @@ def test_loras_change_quantised_and_offloaded_bases(name, options, files):
          4 / 2**0.5),
         ({"lora_adapter_metadata": json.dumps(
             {"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"attn.to_q": 1}})}, 1 / 2),
+        ({"lora_adapter_metadata": json.dumps({"text_encoder.lora_alpha": 4})}, 1.0),
         ({"lora_adapter_metadata": "[[["}, 1.0),
     ],
 )  # fmt: skip
@@ -245,6 +248,22 @@ def test_alpha_may_stand_in_the_files_header(tmp_path, metadata, factor):
     name = module.removeprefix("transformer.")
     lora = read_lora(tmp_path / "a.safetensors", {"transformer": {name: (64, 64)}})
     assert lora.changes["transformer"][name].factor == pytest.approx(factor)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_anywhere_in_a_lora_is_read_or_refused(tmp_path_factory, data):
+    shapes = read_model_shapes(FOLDERS["base_model_path"])
+    raw = bytearray((LORAS / f"{data.draw(st.sampled_from(EVERY_KIND))}.safetensors").read_bytes())
+    header = 8 + int.from_bytes(raw[:8], "little")
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(8, header - 1))] = data.draw(st.sampled_from(b'0123456789[],"{}.ab_'))
+    path = tmp_path_factory.mktemp("fuzz") / "lora.safetensors"
+    path.write_bytes(raw)
+    try:
+        assert any(read_lora(path, shapes).changes.values())
+    except InfuError as error:
+        assert str(path.parent) not in str(error)
 
 
 def test_a_report_counts_what_was_matched_and_what_was_not():
