@@ -6,7 +6,9 @@ Expected latents and tensors come from a diffusers reference on dequantised floa
 
 import hashlib
 import json
+import math
 import shutil
+from pathlib import Path
 
 import ml_dtypes  # noqa: F401 (gives numpy its fp8 types by name)
 import mlx.core as mx
@@ -26,9 +28,9 @@ from backends.mlx import compressed
 from backends.pytorch.compressed import compress
 from infu import InfuError, Lora, generate
 from infu.errors import BrokenFile
-from infu.weights.checkpoint import Blocks, Fp8, open_part
+from infu.weights.checkpoint import Blocks, Fp8, make_config, open_part
 from infu.weights.files import open_weights
-from infu.weights.names import BLOCKS, OUTSIDE, SWAPPED
+from infu.weights.names import BLOCKS, OUTSIDE, SWAPPED, bfl_targets
 
 CHECKPOINTS = GOLDEN / "checkpoints"
 REFUSED = CHECKPOINTS / "refused"
@@ -97,6 +99,33 @@ def to_bfl(tensors):
                     array = np.concatenate(np.split(array, 2)[::-1])
                 made[f"{bfl}.scale" if bfl.endswith("_norm") else f"{bfl}.{leaf}"] = array
     return made
+
+
+@pytest.mark.parametrize("model", ["flux1_dev", "flux1_schnell"])
+def test_the_released_checkpoints_names_and_shapes_are_all_known(tmp_path, model):
+    """At full size: a header of BFL's 780 tensors (776 of schnell) over a file of holes, 24 GB that are not
+    there."""
+    path = Path(__file__).parent / f"manifests/{model}_transformer.json"
+    manifest = {name: tuple(shape) for name, shape in json.loads(path.read_text()).items()}
+    headers, end = {}, 0
+    for bfl, target in bfl_targets({name.rpartition(".")[0] for name in manifest}).items():
+        for leaf in ("weight", "bias"):
+            shapes = [manifest.get(f"{module}.{leaf}") for module in target.modules]
+            if None not in shapes:
+                shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+                start, end = end, end + 2 * math.prod(shape)
+                name = f"{bfl}.scale" if bfl.endswith("_norm") else f"{bfl}.{leaf}"
+                headers[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(headers).encode()
+    with (tmp_path / "flux.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    checkpoint = open_part(tmp_path / "flux.safetensors", "transformer")
+    assert len(headers) == (780 if model == "flux1_dev" else 776)
+    assert {name: entry.shape for name, entry in checkpoint.items()} == manifest
+    config = make_config({}, checkpoint)
+    assert (config["num_layers"], config["num_single_layers"], config["num_attention_heads"]) == (19, 38, 24)
+    assert config["guidance_embeds"] == (model == "flux1_dev")
 
 
 def test_a_schnell_file_in_a_dev_folder_is_not_shifted_and_reads_256_tokens():

@@ -107,7 +107,7 @@ def read_lora(path: Path, networks: Mapping[str, Shapes]) -> LoraFile:
     }
     modules, unused, ignored = sort_keys(weights, names)
     changes: dict[str, dict[str, Change]] = {network: {} for network in networks}
-    metadata = read_settings(weights.metadata)
+    settings = {network: read_settings(weights.metadata, network) for network in networks}
     for (_, network, module), (target, keys) in modules.items():
         if any(name in changes[network] for name in target.modules):
             ignored.setdefault("the same module is there in another spelling", []).extend(keys.values())
@@ -115,7 +115,7 @@ def read_lora(path: Path, networks: Mapping[str, Shapes]) -> LoraFile:
         parts = {role: weights.read(key) for role, key in keys.items()}
         parts = check_finite(keys, parts)
         shapes = {name: tuple(networks[network][name]) for name in target.modules}
-        changes[network] |= make_changes(module, parts, target, shapes, metadata)
+        changes[network] |= make_changes(module, parts, target, shapes, settings[network])
     if not any(changes.values()):
         held = fold([*unused, *(key for keys in ignored.values() for key in keys)])
         raise BrokenFile(

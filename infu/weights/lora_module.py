@@ -194,12 +194,12 @@ def describe_mismatch(module: str, found: tuple[int, ...], wanted: tuple[int, ..
 # What a file's metadata says.
 
 
-def read_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Alphas that stand in the header and not in tensors: PEFT's settings as diffusers saves them
-    (`lora_adapter_metadata`), else kohya's `ss_network_alpha`."""
+def read_settings(metadata: Mapping[str, str], network: str) -> dict[str, Any]:
+    """Alphas of one network that stand in the header and not in tensors: PEFT's settings as diffusers saves
+    them (`lora_adapter_metadata`: "transformer.lora_alpha", ...), else kohya's `ss_network_alpha`."""
     try:
         values = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        values = {key.removeprefix("transformer."): value for key, value in values.items()}
+        values = {key.removeprefix(f"{network}."): value for key, value in values.items()}
         pattern = {str(k): float(v) for k, v in dict(values.get("alpha_pattern") or {}).items()}
         alpha = float(values.get("lora_alpha") or metadata.get("ss_network_alpha") or 0)
         return {"alpha": alpha, "pattern": pattern, "rslora": bool(values.get("use_rslora"))}
