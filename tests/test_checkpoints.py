@@ -25,9 +25,11 @@ from safetensors.torch import load_file, save_file
 
 from backends import load_backend
 from backends.mlx import compressed
+from backends.mlx.save import save_quantised
 from backends.pytorch.compressed import compress
-from infu import InfuError, Lora, generate
+from infu import GenerationRequest, InfuError, Lora, generate
 from infu.errors import BrokenFile
+from infu.models import locate
 from infu.weights.checkpoint import Blocks, Fp8, make_config, open_part
 from infu.weights.files import open_weights
 from infu.weights.names import BLOCKS, OUTSIDE, SWAPPED, bfl_targets
@@ -132,6 +134,17 @@ def test_a_schnell_file_in_a_dev_folder_is_not_shifted_and_reads_256_tokens():
     backend = load("pytorch", "schnell_like_fp8_e5m2.safetensors")
     assert not backend.scheduler.use_dynamic_shifting and backend.scheduler.shift == 1.0
     assert backend.tokenizers.t5_length == 256
+
+
+def test_a_schnell_file_saved_quantised_is_still_a_schnell(tmp_path):
+    path = CHECKPOINTS / "schnell_like_fp8_e5m2.safetensors"
+    base = FOLDERS["base_model_path"]
+    save_quantised(locate(base_model_path=base, transformer_path=path), tmp_path / "saved", 8, "float32")
+    saved = load_backend("mlx", base_model_path=tmp_path / "saved/base", dtype="float32")
+    straight = load_backend("mlx", base_model_path=base, transformer_path=path, dtype="float32", quantize=8)
+    assert saved.scheduler == straight.scheduler and not saved.scheduler.use_dynamic_shifting
+    request = GenerationRequest("a lake", width=64, height=64, num_steps=2, seed=1)
+    assert np.array_equal(generate(request, saved).latents, generate(request, straight).latents)
 
 
 # Compressed in memory.

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 from backends.mlx import load
 from backends.mlx.quantise import check_bits
 from infu.errors import InvalidRequest
+from infu.flow import read_scheduler, unshifted
 from infu.models import RELEASE, ModelFiles
 
 COPIED = ("scheduler", "tokenizer", "tokenizer_2")
@@ -46,6 +47,13 @@ def save_base(files: ModelFiles, target: Path, bits: int, dtype: mx.Dtype) -> No
     save_network(network, network.encoder.config, bits, target / "text_encoder_2")
     network = load.load_dit(files.transformer, files.base / "transformer", dtype, bits)
     save_network(network, network.config, bits, target / "transformer")
+    if not network.config.guidance_embeds and files.transformer != files.base / "transformer":
+        unshift(target / "scheduler" / "scheduler_config.json")  # a schnell out of a file, in another's base
+
+
+def unshift(path: Path) -> None:
+    values = json.loads(path.read_text()) | asdict(unshifted(read_scheduler(path)))
+    path.write_text(json.dumps(values, indent=2))
 
 
 def save_identity(files: ModelFiles, target: Path, bits: int, dtype: mx.Dtype) -> None:
