@@ -1,1 +1,1 @@
-"""The Gradio page's looks and its files; the wiring is app.py's."""
+"""The Gradio page: its looks, its files, its handlers; the wiring is app.py's."""

@@ -117,6 +117,24 @@ def draw_advanced(
     return control, source, settings
 
 
+def draw_loras() -> tuple[gr.File, gr.Slider, gr.HTML]:
+    """A visitor's own LoRA files, their scale, and what they are."""
+    with gr.Row(equal_height=True):
+        files = gr.File(
+            label="LoRA: .safetensors files, any layout",
+            file_count="multiple",
+            file_types=[".safetensors"],
+            height=160,
+            elem_id="loras",
+        )
+        scale = gr.Slider(-2.0, 2.0, 1.0, step=0.05, label="LoRA scale", min_width=220, elem_id="lora_scale")
+    return files, scale, gr.HTML("", elem_id="lora_report")
+
+
+def draw_report(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>" if text else ""
+
+
 def draw_api_only() -> tuple[gr.components.Component, ...]:
     """What only the endpoint `/generate` takes and answers; the page does not show it."""
     with gr.Column(visible=False):

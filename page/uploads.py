@@ -20,14 +20,16 @@ from infu.errors import PhotoError
 from infu.images import read_photo
 from infu.metadata import picture_metadata, save_picture
 from infu.pipeline import Result, Step
+from infu.request import Lora
 
 PREVIEW_SECONDS = 0.25  # at most four previews a second
 SWEEP_SECONDS, KEPT_SECONDS = 10 * 60, 45 * 60  # every file is gone within an hour of its last use
 SHOWN = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM")  # how the files begin that every browser shows
 
 
-def read_upload(sent: dict[str, Any] | None) -> str | bytes | None:
+def read_upload(sent: dict[str, Any] | None, what: str = "picture") -> str | bytes | None:
     """What a client sent for a picture -> its path or bytes, for `read_photo`; None where it sent none.
+    `what` names it in errors.
 
     Raises `PhotoError`.
     """
@@ -37,16 +39,26 @@ def read_upload(sent: dict[str, Any] | None) -> str | bytes | None:
         try:
             return base64.b64decode(sent["url"].partition(",")[2])
         except ValueError:
-            raise PhotoError("The picture's data URL is not base64. Send the picture again.") from None
+            raise PhotoError(f"The {what}'s data URL is not base64. Send the {what} again.") from None
     path = sent.get("path")
     if not path or not is_in_or_equal(path, get_upload_folder()):
-        raise PhotoError("A picture must be uploaded: send it with handle_file, or post it to /upload first.")
+        raise PhotoError(f"A {what} must be uploaded: send it with handle_file, or post it to /upload.")
     if not Path(path).is_file():
         raise PhotoError(
-            "The picture is no longer on the server, which keeps it for an hour. Upload it again."
+            f"The {what} is no longer on the server, which keeps it for an hour. Upload it again."
         )
     os.utime(path)  # the sweep goes by the time of the last use
     return path
+
+
+def read_loras(sent: list[dict[str, Any]] | None, scale: float) -> tuple[Lora, ...]:
+    """LoRA files that a client sent, each at this scale. Raises `PhotoError`, `InvalidRequest`."""
+    paths = [read_upload(file, "LoRA") for file in sent or ()]
+    if any(isinstance(path, bytes) for path in paths):
+        raise PhotoError(
+            "A LoRA must be uploaded as a file: send it with handle_file, or post it to /upload."
+        )
+    return tuple(Lora(path, scale) for path in paths)
 
 
 def make_showable(source: str | bytes) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pillow_heif
 import pytest
+from golden import GOLDEN
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
@@ -42,7 +43,7 @@ RELEASED = [
     "enable_anti_blur",
     "model_version",
 ]
-FURTHER = ["id_image", "id_images", "negative_prompt", "true_cfg_scale", "num_images"]
+FURTHER = ["id_image", "id_images", "negative_prompt", "true_cfg_scale", "num_images", "loras", "lora_scale"]
 SMALL = {"prompt": "a portrait", "seed": 7, "width": 128, "height": 160, "num_steps": 3}
 ERRORS = [  # what is sent, the settings, what the client is told
     ("nothing", {}, "Give a photograph of a face."),
@@ -124,6 +125,24 @@ def test_a_version_or_lora_of_one_request_is_gone_in_the_next(client: Client, ph
     before, changed, after = (pixels(make(client, photo, **with_it)) for with_it in ({}, change, {}))
     assert (changed != before).any()
     np.testing.assert_array_equal(after, before)
+
+
+def test_a_lora_that_a_client_sends_is_used_and_what_was_used_of_it_is_told(client: Client, photo: Path):
+    def further(*loras: Path, **changes) -> tuple[np.ndarray, dict]:
+        sent = {"id_image": handle_file(photo), "loras": [handle_file(lora) for lora in loras]}
+        gallery, (made,) = client.predict(**(SMALL | sent | changes), api_name="/generate")
+        return np.asarray(Image.open(gallery[0]["image"])), made
+
+    own = MINI / "InfiniteYou/supports/optional_loras/flux_realism_lora.safetensors"
+    plain, without = further()
+    changed, told = further(own)
+    assert without["loras"] == [] and told["plugins"] == [{"lora": own.name, "scale": 1.0}]
+    assert told["loras"][0]["matched"]["transformer"] > 0 and told["loras"][0]["unused"] is None
+    assert (changed != plain).any()
+    np.testing.assert_array_equal(further(own, lora_scale=0)[0], plain)
+    foreign = GOLDEN / "lora/foreign/sdxl_kohya.safetensors"
+    with pytest.raises(AppError, match="Stable Diffusion XL"):
+        further(foreign)
 
 
 @pytest.mark.parametrize("sent, changes, sentence", ERRORS)

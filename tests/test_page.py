@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pillow_heif
 import pytest
+from golden import GOLDEN
 from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -17,6 +18,7 @@ from serving import Server, served
 from skimage.data import astronaut
 
 from infu.metadata import read_picture
+from infu.models import MINI
 from page.layout import restored
 
 FLAGS = [
@@ -204,6 +206,20 @@ def test_a_file_that_is_no_photograph_is_told_at_once(browser: Browser, server: 
         expect(page.locator("body")).to_contain_text("Give a photograph of a face.", timeout=PATIENCE)
         expect(page.locator("#progress")).to_contain_text("Give a photograph of a face.")
         expect_ready(page)
+
+
+def test_a_lora_is_told_what_it_is_as_soon_as_it_is_there(browser: Browser, server: Server):
+    own = MINI / "InfiniteYou/supports/optional_loras/flux_realism_lora.safetensors"
+    with visited(browser, server) as page:
+        page.click("#advanced button")
+        page.set_input_files("#loras input[type=file]", own)
+        expect(page.locator("#lora_report")).to_contain_text("modules of the base")
+        expect(page.locator("#lora_report")).to_contain_text("flux_realism_lora.safetensors: LoRA")
+    with visited(browser, server) as page:
+        page.click("#advanced button")
+        page.set_input_files("#loras input[type=file]", GOLDEN / "lora/foreign/sdxl_kohya.safetensors")
+        expect(page.locator(".toast-body")).to_contain_text("Stable Diffusion XL")
+        expect(page.locator("#lora_report")).not_to_contain_text("LoRA")
 
 
 def test_a_photograph_that_the_browser_cannot_show_is_shown(browser: Browser, server: Server, tmp_path: Path):
