@@ -32,7 +32,7 @@ class UnknownName(InvalidRequest):
     """A name that does not exist, with the nearest one that does."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
-        known = sorted(known)
+        name, known = str(name), sorted(known)
         close = difflib.get_close_matches(name, known, n=1)
         advice = f"Did you mean {close[0]!r}?" if close else f"Choose one of {', '.join(known)}."
         super().__init__(f"There is no {kind} called {name!r}. {advice}")

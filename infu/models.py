@@ -90,7 +90,7 @@ def locate(
         model_dir = INFINITE_YOU  # for the projection
     if base_model_path is None and model_dir is None and not given:
         base_model_path, model_dir = MINI / "base", MINI / "InfiniteYou"
-    base_model_path = base_model_path or BASE
+    base_model_path = BASE if base_model_path is None else base_model_path
     parts = {part: find_part(part, path, fetch) for part, path in given.items()}
     base = find_base(base_model_path, set(parts), fetch)
     files = ModelFiles(
@@ -152,7 +152,7 @@ def versioned(
 def local_path(source: str | Path, argument: str) -> Path | None:
     """The folder or file that `source` names; None where it is a hub id and nothing of that name is here."""
     path = Path(source).expanduser()
-    if os.path.exists(path):  # False, not an error, for a name no file can have
+    if source != "" and os.path.exists(path):  # False, not an error, for a name no file can have
         return path
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return None

@@ -160,7 +160,7 @@ def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarra
 
 def encode_negative(request: GenerationRequest, backend: Backend) -> Any:
     """The negative prompt's encoding where true classifier-free guidance is asked for, else None."""
-    if request.true_cfg_scale == 1.0 or request.negative_prompt is None:
+    if request.true_cfg_scale <= 1.0 or request.negative_prompt is None:  # as released
         return None
     return backend.encode_prompt(request.negative_prompt, request.max_sequence_length)
 
@@ -186,6 +186,10 @@ def check_noise(request: GenerationRequest, noise: np.ndarray | None) -> np.ndar
     shape = (request.num_images, 16, height // 8, width // 8)
     if noise is None:
         return np.concatenate([make_noise(seed, width, height) for seed in request.seeds])
-    if np.shape(noise) != shape:
-        raise InvalidRequest(f"noise has the shape {np.shape(noise)}; this request needs {shape}.")
-    return np.asarray(noise, np.float32)
+    try:
+        noise = np.asarray(noise, np.float32)
+    except (ValueError, TypeError):
+        raise InvalidRequest(f"noise must be an array of numbers, {shape}.") from None
+    if noise.shape != shape:
+        raise InvalidRequest(f"noise has the shape {noise.shape}; this request needs {shape}.")
+    return noise

@@ -19,13 +19,15 @@ MAX_PROMPT = 20_000  # characters: far beyond what 512 T5 tokens hold; stops a m
 class Lora:
     """A LoRA on the base model. `path`: a safetensors file; `scale` may be 0 (as if absent) or negative.
 
-    Raises `InvalidRequest` when `scale` is not a finite number.
+    Raises `InvalidRequest` when `path` is no path, or `scale` not a number from -10 to 10.
     """
 
     path: str | Path
     scale: float = 1.0
 
     def __post_init__(self):
+        if not isinstance(self.path, str | Path):
+            raise InvalidRequest(f"A LoRA is the path of a file, not {shown(self.path)}.")
         check_number("LoRA scale", self.scale, -10.0, 10.0)
 
 

@@ -234,6 +234,8 @@ def test_a_damaged_note_on_the_face_stack_is_named(model_dir: Path):
         ({"base_model_path": "/nowhere/at/all"}, r"base_model_path names \('all'\) does not exist"),
         ({"base_model_path": "./FLUX.1-dev/"}, "base_model_path"),
         ({"base_model_path": "a\0b"}, "base_model_path"),
+        ({"base_model_path": ""}, "base_model_path"),  # a shell's unset variable: not FLUX.1-dev of the hub
+        ({"model_dir": ""}, "model_dir"),
         ({"model_dir": GOLDEN / "base"}, "not an InfiniteYou folder: it has no infu_flux_v1.0"),
         ({"transformer_path": Path("nobody/nothing")}, "transformer_path"),  # a Path is never a hub id
         ({"base_model_path": GOLDEN / "lora_peft.safetensors"}, "single file.*transformer_path"),

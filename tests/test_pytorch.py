@@ -182,6 +182,12 @@ def test_true_guidance_is_the_released_one(backend):
     np.testing.assert_allclose(result.pixels[0], arrays["image"], rtol=0, atol=1e-5)
 
 
+def test_a_true_guidance_of_1_or_less_is_none_as_released(backend, plain):
+    golden, pixels = plain
+    request = golden.request.replace(negative_prompt="blurred", true_cfg_scale=0.5)
+    np.testing.assert_array_equal(generate(request, backend, noise=golden.noise).pixels, pixels)
+
+
 def test_a_batch_is_the_released_batch_and_each_picture_the_single_run(backend):
     case = json.loads((GOLDEN / "plugins/cases.json").read_text())["batch"]
     arrays = np.load(GOLDEN / "plugins/batch.npz")
@@ -340,10 +346,17 @@ def test_the_face_embedding_must_have_the_models_length(backend):
         generate(GenerationRequest("a", id_embedding=np.ones(192), width=64, height=64), backend)
 
 
+@pytest.mark.parametrize("noise", ["x", [[1], [2, 3]], np.zeros((1, 16, 8, 9))])
+def test_noise_that_does_not_fit_is_refused_in_words(backend, noise):
+    with pytest.raises(InfuError, match="^noise "):
+        generate(GenerationRequest("a", width=64, height=64, num_steps=1), backend, noise=noise)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"name": "torch"}, "Did you mean 'pytorch'"),
+        ({"name": None}, "backend called 'None'"),
         ({"dtype": "int8"}, "dtype"),
         ({"offload": "disk"}, "offload"),
         ({"quantize": 5}, "8 or 4"),

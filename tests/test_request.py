@@ -57,6 +57,12 @@ def test_the_run_is_made_at_the_next_multiple_of_16(width, height):
     assert w % 16 == h % 16 == 0 and 0 <= w - width < 16 and 0 <= h - height < 16
 
 
+@pytest.mark.parametrize("path", [None, 5, b"a"])
+def test_a_lora_without_a_path_is_refused(path):
+    with pytest.raises(InfuError, match="is the path of a file"):
+        Lora(path)
+
+
 def test_whole_numbers_are_kept_as_such():
     request = GenerationRequest("a", num_steps=30.0, seed=7.0, max_sequence_length=128.0)  # as JSON has them
     assert all(type(n) is int for n in (request.num_steps, request.seed, request.max_sequence_length))
