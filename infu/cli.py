@@ -127,7 +127,8 @@ def quantize(
 ) -> None:
     """Save a model in 8, 6, 4 or 3 bits (MLX).
 
-    The large networks are packed as --quantize says; the rest is copied. It loads as any model does.
+    The large networks are packed as --quantize says; the rest is copied. The MLX backend loads it as any
+    other.
     """
     from infu.models import locate
 

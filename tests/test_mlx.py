@@ -1,8 +1,10 @@
 """The MLX backend: precision, quantisation, LoRA, memory, threads, what one request leaves to the next."""
 
 import gc
+import importlib.util
 import json
 import math
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from golden import FOLDERS, GOLDEN, KOHYA, PEFT, read_golden
+from golden import FOLDERS, GOLDEN, KOHYA, LORA_CASES, PEFT, read_golden
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
@@ -55,15 +57,19 @@ def small(backend):
 # Precision.
 
 
-def test_bfloat16_is_as_near_the_golden_picture_as_pytorchs():
-    golden = read_golden("plain")
+@pytest.fixture(scope="module")
+def in_bfloat16():
+    return {name: load_backend(name, **FOLDERS, dtype="bfloat16") for name in ("mlx", "pytorch")}
+
+
+@pytest.mark.parametrize("case", ["plain", "control", *LORA_CASES])
+def test_bfloat16_is_as_near_the_golden_picture_as_pytorchs(in_bfloat16, case):
+    golden = read_golden(case)
     errors = {}
-    for name in ("mlx", "pytorch"):
-        pixels = generate(
-            golden.request, load_backend(name, **FOLDERS, dtype="bfloat16"), noise=golden.noise
-        ).pixels
+    for name, loaded in in_bfloat16.items():
+        pixels = generate(golden.request, loaded, noise=golden.noise).pixels
         errors[name] = np.abs(pixels[0] - golden.image).mean()
-    assert 0 < errors["mlx"] < 1.5 * errors["pytorch"]  # measured, of all five cases: 0.99 to 1.02
+    assert 0 < errors["mlx"] < 1.5 * errors["pytorch"]  # measured: 0.99 to 1.02
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (80, 112)])
@@ -145,6 +151,23 @@ def test_a_quantised_folder_says_what_it_holds_and_is_not_quantised_again(tmp_pa
         load_backend("mlx", base_model_path=folder / "base", quantize=8)
     with pytest.raises(InfuError, match="exists already"):
         save_quantised(locate(base_model_path=FOLDERS["base_model_path"]), folder, 4)
+
+
+def test_a_folder_that_cannot_be_saved_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    files, folder = locate(**FOLDERS), tmp_path / "saved"
+    with pytest.raises(InfuError, match="NaN in float16"):
+        save_quantised(files, folder, 4, "float16")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InfuError, match="'saved' cannot be written: Not a directory"):
+        save_quantised(files, tmp_path / "file/saved", 4)
+
+    def full(*_):
+        raise RuntimeError("[write] Unable to write 1 bytes to file.")
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    with pytest.raises(InfuError, match="'saved' cannot be written: the disk is full"):
+        save_quantised(files, folder, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.fixture(scope="module")
@@ -422,6 +445,27 @@ def test_modulations_are_counted_as_the_released_files_have_them():
 def test_the_document_for_macs_is_up_to_date():
     document = (ROOT / "docs/mac.md").read_text()
     assert all(draw_table(*size) in document for size in SIZES)
+
+
+@pytest.mark.parametrize(
+    ("system", "processor", "installed", "chosen"),
+    [
+        ("darwin", "arm64", True, "mlx"),
+        ("darwin", "arm64", False, "pytorch"),
+        ("darwin", "x86_64", True, "pytorch"),
+        ("linux", "aarch64", True, "pytorch"),
+    ],
+)
+def test_auto_is_mlx_on_apple_silicon_alone(system, processor, installed, chosen, monkeypatch):
+    find = importlib.util.find_spec
+    missing = lambda name, *rest: None if name == "mlx" and not installed else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: processor)
+    for kind, backend_class in (("mlx", "MlxBackend"), ("pytorch", "PytorchBackend")):
+        make = lambda *_, kind=kind, **__: kind  # noqa: E731
+        monkeypatch.setattr(f"backends.{kind}.backend.{backend_class}", make)
+    assert load_backend() == load_backend("auto") == chosen
 
 
 def test_no_torch_is_imported_to_generate():

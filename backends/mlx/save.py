@@ -4,6 +4,7 @@ The layouts stay: `folder/base` as FLUX.1's, `folder/InfiniteYou` as released, e
 saying how it is quantised. `load.load_network` reads back, bit for bit, what it makes of the original.
 """
 
+import errno
 import json
 import shutil
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from backends.mlx import load
 from backends.mlx.quantise import check_bits
-from infu.errors import InvalidRequest
+from infu.errors import InfuError, InvalidRequest
 from infu.flow import read_scheduler, unshifted
 from infu.models import RELEASE, ModelFiles
 
@@ -26,14 +27,24 @@ def save_quantised(files: ModelFiles, folder: Path, bits: int, dtype: str = "bfl
     """Quantise `files` (one version of InfiniteYou) into `folder`, which must not exist. `dtype`: of what is
     not quantised, and of the scales."""
     check_bits(bits)
+    if dtype == "float16":
+        raise InvalidRequest("FLUX makes NaN in float16 on MLX. Choose bfloat16 or float32.")
     if folder.exists():
         raise InvalidRequest(f"{folder.name!r} exists already. Give a folder that does not.")
     unfinished = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was stopped
-    save_base(files, unfinished / "base", bits, getattr(mx, dtype))
-    if files.infusenet is not None:
-        save_identity(files, unfinished / "InfiniteYou", bits, getattr(mx, dtype))
-    unfinished.rename(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    try:
+        save_base(files, unfinished / "base", bits, getattr(mx, dtype))
+        if files.infusenet is not None:
+            save_identity(files, unfinished / "InfiniteYou", bits, getattr(mx, dtype))
+        unfinished.rename(folder)
+    except OSError as error:
+        reason = error.strerror or "no room or no right there"  # `copytree` collects several errors
+        raise InfuError(
+            f"{folder.name!r} cannot be written: {reason}. Make room, or choose another folder."
+        ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # gigabytes, whatever stopped it
 
 
 def save_base(files: ModelFiles, target: Path, bits: int, dtype: mx.Dtype) -> None:
@@ -69,7 +80,10 @@ def save_identity(files: ModelFiles, target: Path, bits: int, dtype: mx.Dtype) -
 def save_network(network: nn.Module, config: object, bits: int, target: Path) -> None:
     target.mkdir(parents=True)
     weights = dict(tree_flatten(network.parameters()))
-    mx.save_safetensors(str(target / "model.safetensors"), weights, {"format": "mlx"})
+    try:
+        mx.save_safetensors(str(target / "model.safetensors"), weights, {"format": "mlx"})
+    except RuntimeError as error:  # MLX's word for a full disk
+        raise OSError(errno.EIO, "the disk is full or refuses") from error
     values = asdict(config) | {"quantization": {"bits": bits}}
     (target / "config.json").write_text(json.dumps(values, indent=2))
 
