@@ -30,7 +30,8 @@ from backends.pytorch.compressed import compress
 from infu import GenerationRequest, InfuError, Lora, generate
 from infu.errors import BrokenFile
 from infu.models import locate
-from infu.weights.checkpoint import Blocks, Fp8, make_config, open_part
+from infu.weights.checkpoint import Blocks, Fp8, open_part
+from infu.weights.config import make_config
 from infu.weights.files import open_weights
 from infu.weights.names import BLOCKS, OUTSIDE, SWAPPED, bfl_targets
 

@@ -20,7 +20,8 @@ from backends.mlx.compressed import CompressedLinear, compress_layers
 from backends.mlx.quantise import quantise_layers
 from backends.mlx.stream import stream_layers
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
-from infu.weights.checkpoint import Checkpoint, make_config, open_part
+from infu.weights.checkpoint import Checkpoint, open_part
+from infu.weights.config import make_config
 from infu.weights.files import fold
 from infu.weights.torchfile import read_torch_file
 

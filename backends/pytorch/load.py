@@ -20,7 +20,8 @@ from backends.pytorch.projection import Projection
 from backends.pytorch.quantise import QuantizedLinear, quantizable, quantize_linear
 from backends.pytorch.tensors import to_tensor
 from infu.errors import BrokenFile, MissingFile
-from infu.weights.checkpoint import Blocks, Checkpoint, Fp8, make_config, open_part
+from infu.weights.checkpoint import Blocks, Checkpoint, Fp8, open_part
+from infu.weights.config import make_config
 from infu.weights.files import fold
 from infu.weights.torchfile import read_torch_file
 

@@ -337,29 +337,3 @@ def from_bfl_vae(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 def has_guidance(path: Path) -> bool:
     """Whether a transformer takes a guidance scale: dev and its like; schnell does not."""
     return any("guidance_embedder" in name for name in open_part(path, "transformer"))
-
-
-# The config of a transformer or InfuseNet that comes as a file alone.
-
-
-def make_config(base: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """A FLUX config of what the tensors' shapes say; only the rotary axes are the `base` config's."""
-
-    def width(name: str, axis: int) -> int:
-        return checkpoint[name].shape[axis]
-
-    try:
-        head = width("transformer_blocks.0.attn.norm_q.weight", 0)
-        config = {
-            "num_layers": len(block_numbers(checkpoint, "transformer_blocks")),
-            "num_single_layers": len(block_numbers(checkpoint, "single_transformer_blocks")),
-            "attention_head_dim": head,
-            "num_attention_heads": width("x_embedder.weight", 0) // head,
-            "in_channels": width("x_embedder.weight", 1),
-            "joint_attention_dim": width("context_embedder.weight", 1),
-            "pooled_projection_dim": width("time_text_embed.text_embedder.linear_1.weight", 1),
-            "guidance_embeds": any("guidance_embedder" in name for name in checkpoint),
-        }
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise BrokenFile(f"This is no whole FLUX.1: it has no {error}. Download it again.") from None
-    return {**base, **config}
