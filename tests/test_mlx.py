@@ -30,6 +30,7 @@ from infu.mac import MODULATIONS, SIZES, draw_table, is_modulation, mac_needed
 from infu.memory import memory_needed, read_networks, weight_bytes
 from infu.models import locate
 from infu.pipeline import stream
+from infu.weights.files import open_weights
 from infu.weights.lora import read_lora
 
 ROOT = Path(__file__).parents[1]
@@ -170,9 +171,9 @@ def test_a_folder_that_cannot_be_saved_is_said_and_leaves_nothing(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.fixture(scope="module")
-def mid_size(tmp_path_factory) -> Path:
-    """A DiT of 43 million random numbers, bfloat16: 86 MB, its largest tensor 7 MB."""
+@pytest.fixture(scope="module", params=[mx.bfloat16, mx.float32], ids=str)
+def mid_size(request, tmp_path_factory) -> Path:
+    """A DiT of 43 million random numbers, stored in 16 or in 32 bits; its largest tensor is 7 MB in 16."""
     config = dict(
         in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=64, num_attention_heads=12
     )
@@ -182,7 +183,7 @@ def mid_size(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mid_size")
     places = load.find_places(dit.DiT(dit.FluxConfig(**config)))
     weights = {
-        name: mx.random.normal(place.shape).astype(mx.bfloat16) * 0.03 for name, place in places.items()
+        name: mx.random.normal(place.shape).astype(request.param) * 0.03 for name, place in places.items()
     }
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     (folder / "config.json").write_text(json.dumps(config))
@@ -197,7 +198,28 @@ def test_loading_never_holds_more_than_the_result_and_the_largest_tensor(bits, m
     peak = mx.get_peak_memory() - before
     result = sum(array.nbytes for _, array in tree_flatten(network.parameters()))
     largest = 6 * 768 * 768 * 2  # a double block's modulation
+    if bits is None:  # what is not packed is read whole, in the file's own precision
+        largest *= open_weights(mid_size).nbytes / 86e6
     assert 43e6 * (bits or 16) / 8 <= result <= peak <= result + 1.01 * largest
+    assert mx.get_cache_memory() == 0
+
+
+@pytest.mark.parametrize("config", ['{"quantization": {"bits": "x"}}', '{"quantization": 3}', "[", "[]"])
+def test_a_packed_folder_whose_config_says_no_bits_is_refused_in_words(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(InfuError, match="in how many bits"):
+        load.stored_bits(tmp_path)
+
+
+def test_packed_weights_are_refused_in_words_without_their_config_and_by_pytorch(tmp_path):
+    folder = tmp_path / "packed"
+    save_quantised(locate(**FOLDERS), folder, 8)
+    packed = folder / "base/transformer"
+    file = next(packed.glob("*.safetensors"))
+    with pytest.raises(InfuError, match="packed, and their config.json"):
+        load_backend("mlx", **FOLDERS, transformer_path=file)
+    with pytest.raises(InfuError, match="packed for MLX"):
+        load_backend("pytorch", **FOLDERS, transformer_path=packed)
 
 
 # LoRA.
@@ -395,7 +417,7 @@ def test_without_modulations_less_than_three_quarters_of_flux_stay_in_memory():
     for network in networks:
         stream_layers(network, is_modulation_layer, lambda name, layer: layer)
     kept = [sum(array.size for _, array in tree_flatten(network.parameters())) for network in networks]
-    assert sum(numbers) == 11_901_408_320 + 2_952_654_336  # shared/manifests
+    assert sum(numbers) == 11_901_408_320 + 2_952_654_336  # tests/manifests
     assert sum(kept) <= 0.735 * sum(numbers)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from backends.mlx import clip, dit, infusenet, projection, t5, vae
 from backends.mlx.compressed import CompressedLinear, compress_layers
-from backends.mlx.quantise import quantise_layers
+from backends.mlx.quantise import BITS, quantise_layers
 from backends.mlx.stream import stream_layers
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
 from infu.weights.checkpoint import Checkpoint, open_part
@@ -26,6 +26,7 @@ from infu.weights.files import fold
 from infu.weights.torchfile import read_torch_file
 
 Config = TypeVar("Config")
+PACKED_ROWS = 1024  # of a weight that is being quantised: 60 MB of the widest in float32
 Weights = Checkpoint | Mapping[str, np.ndarray]  # name -> anything with `.shape`
 Chosen = Callable[[str], bool] | None  # which linear layers stay in their file (stream.py), by name
 
@@ -107,7 +108,9 @@ def load_network(
         quantise_layers(network, stored or bits)
     else:
         compress_layers(network, weights)
-    return load_weights(network, weights, dtype, same, streamed)
+    load_weights(network, weights, dtype, same, streamed)
+    mx.clear_cache()  # what was read and packed; else up to a gigabyte stays beside the network
+    return network
 
 
 def config_of(path: Path, base: Path) -> Path:
@@ -117,7 +120,16 @@ def config_of(path: Path, base: Path) -> Path:
 def stored_bits(path: Path) -> int | None:
     """The bits of a folder that `save.py` quantised; None for any other."""
     config = path / "config.json"
-    return json.loads(config.read_bytes()).get("quantization", {}).get("bits") if config.is_file() else None
+    if not config.is_file():
+        return None
+    try:
+        quantization = json.loads(config.read_bytes()).get("quantization")
+        bits = None if quantization is None else quantization["bits"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        bits = -1
+    if bits is not None and bits not in BITS:
+        raise BrokenFile(f"{path.name}/config.json does not say in how many bits it is. Quantise it again.")
+    return bits
 
 
 def read_config(kind: type[Config], path: Path, absent: Mapping[str, Any] | None = None) -> Config:
@@ -159,6 +171,11 @@ def load_weights(
     or of another shape.
     """
     packed = any(name.endswith(".scales") for name in weights)
+    if packed and not any(isinstance(module, nn.QuantizedLinear) for module in network.modules()):
+        raise BrokenFile(
+            "The weights are packed, and their config.json, which says in how many bits, is not beside them. "
+            "Give the folder that `python -m infu quantize` wrote."
+        )
     places = find_places(network, packed)
     names = {name: (same or {}).get(name, name) for name in weights}
     check(type(network).__name__, places, weights, names)
@@ -183,7 +200,16 @@ def fill(
         if isinstance(place.module, CompressedLinear) and place.leaf == "weight":
             place.module.keep(weights.packed(sources[prefix + name]))
             continue
-        array = read_tensor(weights, sources[prefix + name])
+        if isinstance(place.module, nn.QuantizedLinear) and place.leaf == "weight" and not packed:
+            pack(
+                place.module,
+                read_array(weights, sources[prefix + name]),
+                dtype,
+                weights,
+                sources[prefix + name],
+            )
+            continue
+        array = to_array(read_array(weights, sources[prefix + name]))
         if not prefix:  # a streamed layer is read again and again
             check_finite(array, weights, sources[name])
         put(place, array, dtype)
@@ -231,20 +257,27 @@ def check(kind: str, places: Mapping[str, Place], weights: Weights, names: Mappi
 def put(place: Place, array: mx.array, dtype: mx.Dtype) -> None:
     """One tensor into its module, computed at once, so that no more than one is in memory twice."""
     module, leaf = place.module, place.leaf
-    if isinstance(module, nn.QuantizedLinear) and leaf == "weight" and array.dtype != mx.uint32:
-        packed = mx.quantize(array.astype(dtype), group_size=module.group_size, bits=module.bits)
-        module.weight, module.scales, module.biases = packed
-        mx.eval(packed)
-        return
     if array.ndim == 4:
         array = array.transpose(0, 2, 3, 1)  # (O, H, W, I)
     module[leaf] = array if array.dtype == mx.uint32 else mx.contiguous(array.astype(dtype))
     mx.eval(module[leaf])
 
 
-def read_tensor(weights: Weights, name: str) -> mx.array:
-    """A tensor in its file's dtype; 8-bit floats, which MLX has not, exactly in a wider one."""
-    return to_array(weights.read(name) if isinstance(weights, Checkpoint) else weights[name])
+def pack(layer: nn.QuantizedLinear, rows: np.ndarray, dtype: mx.Dtype, weights: Weights, name: str) -> None:
+    """A weight (out, in) into its quantised layer, some rows at a time: never whole in memory unpacked."""
+    parts = []
+    for start in range(0, len(rows), PACKED_ROWS):
+        part = to_array(rows[start : start + PACKED_ROWS])
+        check_finite(part, weights, name)
+        parts.append(mx.quantize(part.astype(dtype), group_size=layer.group_size, bits=layer.bits))
+        mx.eval(parts[-1])
+    layer.weight, layer.scales, layer.biases = (mx.concatenate(same) for same in zip(*parts, strict=True))
+    mx.eval(layer.weight, layer.scales, layer.biases)
+
+
+def read_array(weights: Weights, name: str) -> np.ndarray:
+    """A tensor in its file's dtype: a view of the file where the file has it plain."""
+    return weights.read(name) if isinstance(weights, Checkpoint) else weights[name]
 
 
 def check_finite(array: mx.array, weights: Weights, name: str) -> None:
@@ -259,6 +292,7 @@ def check_finite(array: mx.array, weights: Weights, name: str) -> None:
 
 
 def to_array(array: np.ndarray) -> mx.array:
+    """In the file's dtype; 8-bit floats, which MLX has not, exactly in a wider one."""
     if array.dtype == ml_dtypes.float8_e4m3fn:
         return mx.from_fp8(mx.array(array.view(np.uint8)), mx.bfloat16)
     if array.dtype == ml_dtypes.float8_e5m2:  # the upper byte of a float16

@@ -210,6 +210,11 @@ def load_weights(
 
 def match(network: nn.Module, weights: Shapes) -> dict[str, str]:
     """Parameter name -> its tensor's name in the files, one to one, shapes equal."""
+    if any(name.endswith(".scales") for name in weights):
+        raise BrokenFile(
+            "These weights are packed for MLX (`python -m infu quantize`), which PyTorch cannot read. "
+            "Choose the mlx backend, or give the original model."
+        )
     sources = {name.removeprefix(CLIP_PREFIX): name for name in weights}
     embedding = sources.pop(T5_EMBEDDING, None)  # a T5 file has one or the other name, or both
     if embedding is not None:
