@@ -133,9 +133,10 @@ def test_quantised_models_stay_near_the_golden_picture(bits, mean):
 
 @pytest.mark.parametrize("quantize", [None, 8])
 @pytest.mark.parametrize("offload", ["model", "sequential"])
-def test_offloading_changes_no_number(offload, quantize):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_offloading_changes_no_number(offload, quantize, dtype):
     golden = read_golden("peft")
-    options = dict(**FOLDERS, dtype="float32", quantize=quantize)
+    options = dict(**FOLDERS, dtype=dtype, quantize=quantize)
     if offload == "sequential" and quantize:
         with pytest.raises(InfuError, match="Choose one of them"):
             load_backend("pytorch", **options, offload=offload)

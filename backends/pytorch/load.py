@@ -89,9 +89,11 @@ def load_network(
         return load_weights(network, weights, dtype, device, bits)
     if device == "cpu":
         places = match(network, weights)
+        for name, parameter in network.named_parameters():  # still without memory; accelerate casts to these
+            parameter.data = parameter.data.to(kept_dtype(network, name, dtype))
         if "shared.weight" in places:
             places[T5_EMBEDDING] = places["shared.weight"]
-        cpu_offload(network, "cpu", state_dict=FileTensors(places, weights, dtype))
+        cpu_offload(network, "cpu", state_dict=FileTensors(places, weights))
         return network.eval().requires_grad_(False)
     network = load_weights(network, weights, dtype, "cpu", bits)
     packed = any(isinstance(module, CompressedLinear | QuantizedLinear) for module in network.modules())
@@ -116,13 +118,13 @@ def read_shapes(part: str, path: Path, base: Path) -> dict[str, tuple[int, ...]]
 
 
 class FileTensors(Mapping[str, Tensor]):
-    """Parameter name -> its tensor, read from its file and cast each time it is asked for."""
+    """Parameter name -> its tensor, read from its file each time it is asked for."""
 
-    def __init__(self, places: dict[str, str], weights: Checkpoint, dtype: torch.dtype):
-        self._places, self._weights, self._dtype = places, weights, dtype
+    def __init__(self, places: dict[str, str], weights: Checkpoint):
+        self._places, self._weights = places, weights
 
     def __getitem__(self, name: str) -> Tensor:
-        return to_tensor(self._weights.read(self._places[name])).to(self._dtype)
+        return to_tensor(self._weights.read(self._places[name]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -180,14 +182,11 @@ def load_weights(
     """Put every tensor in its place. Raises `BrokenFile` naming what is missing, left over or misshapen."""
     places = match(network, weights)
     quantized = {name for name, module in network.named_modules() if bits and quantizable(name, module)}
-    keep_float32 = getattr(network, "_keep_in_fp32_modules", None) or () if dtype == torch.float16 else ()
     replaced = set()
-    for name in sorted(
-        places, key=lambda name: name.endswith(".bias")
-    ):  # a layer's bias comes with its weight
+    for name in sorted(places, key=lambda name: name.endswith(".bias")):  # a bias comes with its weight
         parent, _, leaf = name.rpartition(".")
         module = network.get_submodule(parent)
-        kept = torch.float32 if any(part in keep_float32 for part in name.split(".")) else dtype
+        kept = kept_dtype(network, name, dtype)
         if leaf == "weight" and isinstance(module, nn.Linear):
             bias = f"{parent}.bias"
             bias = read_tensor(weights, places[bias]).to(device, dtype) if bias in places else None
@@ -206,6 +205,12 @@ def load_weights(
     if hasattr(network, "tie_weights"):
         network.tie_weights()  # T5: `shared` and `encoder.embed_tokens` are one
     return network.to(device).eval().requires_grad_(False)
+
+
+def kept_dtype(network: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a parameter of a network in `dtype`: in float16 some stay float32, as T5's `wo`."""
+    names = getattr(network, "_keep_in_fp32_modules", None) or () if dtype == torch.float16 else ()
+    return torch.float32 if any(part in names for part in name.split(".")) else dtype
 
 
 def match(network: nn.Module, weights: Shapes) -> dict[str, str]:
