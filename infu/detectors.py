@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from infu.errors import BrokenFile, MissingFile
-from infu.weights.files import LFS_POINTER
+from infu.weights.intruder import LFS_POINTER
 
 if TYPE_CHECKING:
     import onnxruntime  # loaded when the first session is

@@ -29,7 +29,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import tqdm
 
 from infu.errors import BrokenFile, DownloadError, InfuError, MissingFile
-from infu.weights.files import looks_like
+from infu.weights.intruder import START, name_intruder
 
 # HTTPError: the hub's answers and the network's faults; RuntimeError: hf_xet's.
 FAILURES = (HTTPError, OSError, RuntimeError)
@@ -132,11 +132,11 @@ def fetch_file(url: str, path: Path, name: str) -> Path:
             return fetch_file(url, path, name)
         raise explain(error, name, begun) from None
     with part.open("rb") as stream:
-        kind = looks_like(stream.read(64), part.stat().st_size)
-    if "web page" in kind or "empty" in kind:
+        intruder = name_intruder(stream.read(START))
+    if intruder is not None:
         part.unlink()
         raise BrokenFile(
-            f"What came in place of {name} {kind}. Check the network's login page, then try again."
+            f"What came in place of {name} {intruder}. Check the network's login page, then try again."
         )
     return part.replace(path)
 

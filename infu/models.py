@@ -13,8 +13,9 @@ from pathlib import Path
 
 from infu import hub
 from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
-from infu.weights.files import LFS_POINTER, looks_like, open_weights
+from infu.weights.files import AGAIN, open_weights
 from infu.weights.foreign import refuse_pipeline
+from infu.weights.intruder import START, name_intruder
 
 BASE = "black-forest-labs/FLUX.1-dev"
 INFINITE_YOU = "ByteDance/InfiniteYou"
@@ -344,11 +345,6 @@ def check_file(path: Path) -> None:
             f"The model has no {where}. Run `python -m infu download`, or copy the folder again."
         )
     with path.open("rb") as stream:
-        start = stream.read(64)
-    if start.startswith(LFS_POINTER):
-        raise BrokenFile(
-            f"{where} is a Git-LFS pointer, not the file itself. "
-            "Run `git lfs pull`, or fetch it with `python -m infu download`."
-        )
-    if not start or "web page" in looks_like(start, path.stat().st_size):
-        raise BrokenFile(f"{where} {looks_like(start, path.stat().st_size)}. Download it again.")
+        intruder = name_intruder(stream.read(START))
+    if intruder is not None:
+        raise BrokenFile(f"{where} {intruder}. {AGAIN}")

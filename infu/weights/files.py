@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from infu.errors import BrokenFile, MissingFile
+from infu.weights.intruder import START, name_intruder
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -33,8 +34,8 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 MAX_HEADER = 100 << 20  # bytes, the format's own limit
+AGAIN = "Download it again with `python -m infu download`, or from where it came."
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -190,15 +191,10 @@ def read_header(file: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
     """A safetensors file's tensors and metadata, each offset checked against the file's real size."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        start = stream.read(64)
-        if start.startswith(LFS_POINTER):
-            raise BrokenFile(
-                f"{file.name} is a Git-LFS pointer, not the file itself. "
-                "Run `git lfs pull`, or fetch it with `python -m infu download`."
-            )
+        start = stream.read(START)
         length = int.from_bytes(start[:8], "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise BrokenFile(f"{file.name} {looks_like(start, size)}. Download it again.")
+        if size < 8 or length > min(MAX_HEADER, size - 8):  # an intruder's first bytes are a huge number
+            raise BrokenFile(f"{file.name} {looks_like(start)}. {AGAIN}")
         stream.seek(8)
         raw = stream.read(length)
     try:
@@ -227,12 +223,11 @@ def read_entry(file: Path, data_start: int, size: int, entry: dict) -> TensorHea
     return header
 
 
-def looks_like(start: bytes, size: int) -> str:
+def looks_like(start: bytes) -> str:
     """What a file that is not safetensors seems to be."""
-    if size == 0:
-        return "is empty"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "is a web page, not a model (a login or error page was saved under its name)"
+    intruder = name_intruder(start)
+    if intruder is not None:
+        return intruder
     if start.startswith((b"PK", b"\x80")):
         return "is a pickle (.bin, .pt, .ckpt) under another name; only safetensors is read here"
     return "is not a safetensors file, or is truncated"

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from infu.errors import BrokenFile, MissingFile
-from infu.weights.files import LFS_POINTER
+from infu.weights.intruder import name_intruder
 
 STORAGES = {  # torch's typed storage -> its numbers
     "torch.DoubleStorage": np.dtype(np.float64),
@@ -333,12 +333,9 @@ def checked(value: Any, kind: type) -> Any:
 
 def looks_like(start: bytes) -> str:
     """What a file that is no torch file seems to be."""
-    if not start:
-        return "is empty"
-    if start.startswith(LFS_POINTER):
-        return "is a Git-LFS pointer, not the file itself (run `git lfs pull`)"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "is a web page, not a model (a login or error page was saved under its name)"
+    intruder = name_intruder(start)
+    if intruder is not None:
+        return intruder
     if start.startswith(b"\x80"):
         return "is a bare pickle, which can run programs and is not read"
     if start[257:262] == b"ustar":
