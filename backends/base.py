@@ -15,10 +15,12 @@ import numpy as np
 
 from infu.cache import Cache
 from infu.face import FaceStack
-from infu.flow import Scheduler
-from infu.preview import LatentColours
+from infu.flow import Scheduler, read_scheduler, unshifted
+from infu.models import ModelFiles
+from infu.preview import LatentColours, read_latent_colours
 from infu.prompt import Tokenizers
 from infu.request import Lora
+from infu.weights.checkpoint import has_guidance
 from infu.weights.lora import LoraFile, Shapes, read_lora
 
 Array = Any
@@ -42,6 +44,7 @@ class Backend(ABC):
     """
 
     name: str  # "pytorch" or "mlx"
+    files: ModelFiles
     device: str  # "cuda", "cpu", "gpu"
     dtype: str  # "float32", "bfloat16", "float16"
     model_name: str  # what a user calls it; no path
@@ -53,9 +56,28 @@ class Backend(ABC):
     latent_colours: LatentColours
     optional_loras: dict[str, str]  # "realism", "anti_blur" -> path; absent where the model has none
 
-    def __init__(self):
+    def __init__(self, files: ModelFiles):
+        """What needs no network: names, schedule, tokenizers. No identity yet."""
         self.lock = threading.Lock()
         self.cache = Cache(CACHED)
+        self.files, self.model_name = files, files.name
+        guidance = has_guidance(files.transformer)
+        self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
+        if not guidance and files.transformer != files.base / "transformer":
+            self.scheduler = unshifted(self.scheduler)
+        t5_length = 512 if guidance else 256  # dev and schnell
+        self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
+        self.latent_colours = read_latent_colours(files.vae)
+        self.faces = FaceStack(None, None, 0)
+        self.model_version, self.model_versions, self.optional_loras = None, (), {}
+
+    def take_identity(self, files: ModelFiles, embedding_size: int) -> None:
+        """The version of InfiniteYou that has just been loaded is the one in use."""
+        self.files = files
+        self.faces = FaceStack(files.detector, files.recogniser, embedding_size)
+        self.model_version, self.model_versions = files.model_version, files.model_versions
+        self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
+        self.cache.clear("identity")
 
     # Encoders. Each result is kept by what it depends on: the same face or prompt is not encoded twice.
 

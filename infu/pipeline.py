@@ -94,34 +94,51 @@ def stream(
         negative = encode_negative(request, backend)
         identity = None if embedding is None else backend.project_identity(embedding)
         control = None if control is None else backend.encode_image(control)  # a black one like any other
+        constants = make_constants(request, backend, text, negative, identity, control)
         pictures, finals = [], []
         for k in range(request.num_images):  # one by one: picture k is exactly the single run of its seed
-            latents = yield from denoise(
-                request, backend, k, noise[k : k + 1], text, negative, identity, control
-            )
-            pictures.append(decode(request, backend, latents))
+            latents = yield from denoise(request, backend, k, noise[k : k + 1], constants)
             finals.append(backend.numpy(latents))
+            pictures.append(decode(request, backend, latents, finals[-1]))
         metadata = describe(request, backend, loras)
     yield Result(np.stack(pictures), np.concatenate(finals), request.seeds, metadata, tuple(notes))
 
 
-def denoise(request, backend, k, noise, text, negative, identity, control) -> Generator[Step, None, Any]:
-    """Noise (1, 16, h, w) of picture `k` -> a `Step` after every step, and at the end the latents (1, L, 64).
-    Euler steps along the rectified flow (arXiv 2403.03206)."""
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """What every step of every picture of a request shares: `sigmas`, N + 1 floats from 1 to 0, and the
+    backend's constants of the DiT, of the negative pass and of InfuseNet (None where it does not run)."""
+
+    sigmas: list[float]
+    base: Any
+    opposite: Any
+    side: Any
+
+
+def make_constants(request, backend, text, negative, identity, control) -> Constants:
     width, height = request.run_size
-    scale, num_steps = request.infusenet_conditioning_scale, request.num_steps
-    latents = backend.array(pack_latents(noise))
-    sigmas = make_sigmas(num_steps, latents.shape[1], backend.scheduler)
+    sigmas = make_sigmas(request.num_steps, width // 16 * (height // 16), backend.scheduler)
     base = backend.make_base_constants(sigmas, width, height, text, request.guidance_scale)
+    opposite = side = None
     if negative is not None:
         opposite = backend.make_base_constants(sigmas, width, height, negative, request.guidance_scale)
-    if any(map(request.infuses, range(num_steps))):
+    if any(map(request.infuses, range(request.num_steps))):
         side = backend.make_infuse_constants(sigmas, width, height, identity, text, control)
-    for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        residuals = backend.infuse(side, step, latents, scale) if request.infuses(step) else None
-        velocity = backend.velocity(base, step, latents, residuals)
-        if negative is not None and step >= request.true_cfg_start_step:
-            away = backend.velocity(opposite, step, latents)  # the negative pass gets no residuals
+    return Constants(sigmas, base, opposite, side)
+
+
+def denoise(
+    request: GenerationRequest, backend: Backend, k: int, noise: np.ndarray, constants: Constants
+) -> Generator[Step, None, Any]:
+    """Noise (1, 16, h, w) of picture `k` -> a `Step` after every step, and at the end the latents (1, L, 64).
+    Euler steps along the rectified flow (arXiv 2403.03206)."""
+    scale, num_steps = request.infusenet_conditioning_scale, request.num_steps
+    latents = backend.array(pack_latents(noise))
+    for step, (sigma, next_sigma) in enumerate(pairwise(constants.sigmas)):
+        residuals = backend.infuse(constants.side, step, latents, scale) if request.infuses(step) else None
+        velocity = backend.velocity(constants.base, step, latents, residuals)
+        if constants.opposite is not None and step >= request.true_cfg_start_step:
+            away = backend.velocity(constants.opposite, step, latents)  # it gets no residuals
             velocity = away + request.true_cfg_scale * (velocity - away)
         latents = latents + (next_sigma - sigma) * velocity
         backend.evaluate(latents)
@@ -148,6 +165,11 @@ def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarra
     embedding = request.id_embedding
     if embedding is None:
         embedding = backend.faces.embed([read_photo(photo) for photo in request.photos])
+    elif embedding.shape != (backend.faces.embedding_size,):
+        raise InvalidRequest(
+            f"id_embedding has {embedding.size} numbers; this model's projection reads "
+            f"{backend.faces.embedding_size}."
+        )
     keypoints = request.control_keypoints
     if request.control_image is not None:
         photo = fit_control_photo(read_photo(request.control_image), request.width, request.height)
@@ -165,10 +187,10 @@ def encode_negative(request: GenerationRequest, backend: Backend) -> Any:
     return backend.encode_prompt(request.negative_prompt, request.max_sequence_length)
 
 
-def decode(request: GenerationRequest, backend: Backend, latents: Any) -> np.ndarray:
-    """Final latents (1, L, 64) -> float32 (height, width, 3), cropped to what was asked for."""
+def decode(request: GenerationRequest, backend: Backend, latents: Any, final: np.ndarray) -> np.ndarray:
+    """Final latents (1, L, 64), and as numpy -> float32 (height, width, 3), cropped to what was asked for."""
     pixels = backend.decode(latents, *request.run_size)[: request.height, : request.width]
-    if not np.isfinite(backend.numpy(latents)).all() or not np.isfinite(pixels).all():
+    if not np.isfinite(final).all() or not np.isfinite(pixels).all():
         raise NonFiniteError(
             "The model made numbers that are not finite (NaN), so there is no picture. Load it with "
             'dtype="bfloat16" or "float32", and without a LoRA that it was not made for.'

@@ -16,14 +16,10 @@ from backends.mlx.quantise import check_bits
 from backends.mlx.stream import is_in_block, is_modulation
 from infu.cache import digest
 from infu.errors import InvalidRequest
-from infu.face import FaceStack
-from infu.flow import read_scheduler, unshifted
 from infu.mac import choose_offload
 from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.preview import read_latent_colours
-from infu.prompt import Tokenizers
 from infu.request import Lora
 from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile
 
@@ -35,19 +31,16 @@ class MlxBackend(Backend):
 
     def __init__(self, files: ModelFiles, dtype: str | None, quantize: int | None, offload: str | None):
         """Load every network of `files`. Raises `InfuError` for what is missing, broken or does not fit."""
-        super().__init__()
         check_bits(quantize)
         if dtype == "float16":
             raise InvalidRequest("FLUX makes NaN in float16 on MLX. Choose bfloat16 or float32.")
+        super().__init__(files)
         mx.set_cache_limit(MAX_CACHE)
-        self.files, self.bits = files, quantize
+        self.bits = quantize
         self.device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
         self.dtype = dtype or ("bfloat16" if self.device == "gpu" else "float32")
         self._dtype = getattr(mx, self.dtype)
         self.offload = offload or choose_offload(files, self.dtype, quantize, read_machine()["usable"])
-        self.model_name = files.name
-        self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
-        self.latent_colours = read_latent_colours(files.vae)
         self._clip = Encoder(
             partial(load.load_clip, files.text_encoder, files.base / "text_encoder", self._dtype)
         )
@@ -55,15 +48,8 @@ class MlxBackend(Backend):
         self._rest_encoders()  # read all the same: a broken file is reported here, not by the first request
         self._vae = load.load_vae(files.vae, files.base / "vae", self._dtype)
         self._dit = self._loader(load.load_dit, "transformer", files)()
-        guidance = self._dit.config.guidance_embeds
-        if not guidance and files.transformer != files.base / "transformer":
-            self.scheduler = unshifted(self.scheduler)
-        t5_length = 512 if guidance else 256  # dev and schnell
-        self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
         self._infusenet = self._projection = None
         self._text_loras: tuple[tuple[LoraFile, float], ...] = ()
-        self.faces = FaceStack(None, None, 0)
-        self.model_version, self.model_versions, self.optional_loras = None, (), {}
         if files.infusenet is not None:
             self._load_identity(files)
         self._compile()
@@ -80,11 +66,8 @@ class MlxBackend(Backend):
         """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
         network = self._loader(load.load_infusenet, "infusenet", files)()
         projection = load.load_projection(files.projection, self._dtype)
-        self.files, self._infusenet, self._projection = files, network, projection
-        self.faces = FaceStack(files.detector, files.recogniser, projection.proj_in.weight.shape[1])
-        self.model_version, self.model_versions = files.model_version, files.model_versions
-        self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
-        self.cache.clear("identity")
+        self._infusenet, self._projection = network, projection
+        self.take_identity(files, projection.proj_in.weight.shape[1])
 
     def _compile(self) -> None:
         """Trace anew: a compiled function keeps the arrays of the network it was traced with."""
@@ -134,12 +117,6 @@ class MlxBackend(Backend):
         return self.cache("control", digest(picture), encode)
 
     def project_identity(self, embedding: np.ndarray) -> mx.array:
-        width = self._projection.proj_in.weight.shape[1]
-        if embedding.shape != (width,):
-            raise InvalidRequest(
-                f"id_embedding has {embedding.size} numbers; this model's projection reads {width}."
-            )
-
         def project() -> mx.array:
             tokens = self._projection(mx.array(embedding)[None].astype(self._dtype))  # (1, 8, joint width)
             mx.eval(tokens)

@@ -16,14 +16,9 @@ from backends.pytorch.lora import Branches
 from backends.pytorch.resident import Resident
 from infu.cache import digest
 from infu.errors import InvalidRequest, NotEnoughMemory
-from infu.face import FaceStack
-from infu.flow import read_scheduler, unshifted
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.preview import read_latent_colours
-from infu.prompt import Tokenizers
 from infu.request import Lora
-from infu.weights.checkpoint import has_guidance
 from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile
 
 
@@ -59,8 +54,8 @@ class PytorchBackend(Backend):
     @told_when_full()
     def __init__(self, files: ModelFiles, dtype: str | None, quantize: int | None, offload: str | None):
         """Load every network of `files`. Raises `InfuError` for what is missing, broken or does not fit."""
-        super().__init__()
-        self.files, self.bits, self.offload = files, quantize, offload
+        super().__init__(files)
+        self.bits, self.offload = quantize, offload
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = dtype or fastest_dtype(self.device)
         self._branches, self._text_loras = self._make_branches(()), ()
@@ -71,52 +66,34 @@ class PytorchBackend(Backend):
             )
         self._dtype = getattr(torch, self.dtype)
         vae_dtype = torch.float32 if self._dtype == torch.float16 else self._dtype  # float16 decodes to black
-        guidance = has_guidance(files.transformer)
-        self.model_name = files.name
-        self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
-        if not guidance and files.transformer != files.base / "transformer":
-            self.scheduler = unshifted(self.scheduler)
-        t5_length = 512 if guidance else 256  # dev and schnell
-        self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
-        self.latent_colours = read_latent_colours(files.vae)
-        self._clip = self._resident("text_encoder")
-        self._t5 = self._resident("text_encoder_2")
-        self._vae = self._resident("vae", vae_dtype)
-        self._dit = self._resident("transformer")
+        self._clip = self._resident("text_encoder", files)
+        self._t5 = self._resident("text_encoder_2", files)
+        self._vae = self._resident("vae", files, vae_dtype)
+        self._dit = self._resident("transformer", files)
         self._infusenet = self._projection = None
-        self.faces = FaceStack(None, None, 0)
-        self.model_version, self.model_versions, self.optional_loras = None, (), {}
         if files.infusenet is not None:
             self._load_identity(files)
         for resident in (self._clip, self._t5, self._vae, self._dit):
             with resident.use():  # now, so that a broken file is reported here and not by the first request
                 pass
 
-    def _resident(self, part: str, dtype: torch.dtype | None = None) -> Resident:
+    def _resident(self, part: str, files: ModelFiles, dtype: torch.dtype | None = None) -> Resident:
         """One network of the base, or of InfiniteYou. The large ones are quantised and offloaded by layer."""
         large = part in ("transformer", "text_encoder_2", "infusenet")
-        path = getattr(self.files, part)
-        base = self.files.base / ("transformer" if part == "infusenet" else part)
+        path = getattr(files, part)
+        base = files.base / ("transformer" if part == "infusenet" else part)
         options = dict(bits=self.bits, sequential=self.offload == "sequential") if large else {}
         read = functools.partial(load_network, part, path, base, dtype or self._dtype, **options)
         return Resident(lambda device: read(device=device), self.device, self.offload)
 
     def _load_identity(self, files: ModelFiles) -> None:
         """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
-        before, self.files = self.files, files
-        try:
-            network = self._resident("infusenet")
-            projection = load.load_projection(files.projection, self._dtype, self.device)
-            network.arrive()
-        except BaseException:
-            self.files = before
-            raise
-        network.leave()
+        projection = load.load_projection(files.projection, self._dtype, self.device)
+        network = self._resident("infusenet", files)
+        with network.use():
+            pass  # as in the constructor: a broken file is reported here
         self._infusenet, self._projection = network, projection
-        self.faces = FaceStack(files.detector, files.recogniser, projection.proj_in.in_features)
-        self.model_version, self.model_versions = files.model_version, files.model_versions
-        self.optional_loras = {name: str(path) for name, path in files.optional_loras.items()}
-        self.cache.clear("identity")
+        self.take_identity(files, projection.proj_in.in_features)
 
     @told_when_full()
     def use_version(self, model_version: str) -> None:
@@ -156,12 +133,6 @@ class PytorchBackend(Backend):
 
     @on_device
     def project_identity(self, embedding: np.ndarray) -> Tensor:
-        width = self._projection.proj_in.in_features
-        if embedding.shape != (width,):
-            raise InvalidRequest(
-                f"id_embedding has {embedding.size} numbers; this model's projection reads {width}."
-            )
-
         def project() -> Tensor:
             return self._projection(self.array(embedding)[None].to(self._dtype))  # (1, 8, joint width)
 

@@ -3,6 +3,8 @@ layer as they are used: a model needs about its file's size.
 """
 
 import warnings
+from abc import ABC, abstractmethod
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from backends.pytorch.tensors import to_tensor
 from infu.weights.checkpoint import Blocks, Fp8
 
 
-class CompressedLinear(nn.Module):
+class CompressedLinear(nn.Module, ABC):
     """y = x W' + b. A subclass keeps `stored` and says what W is."""
 
     def __init__(self, stored: Tensor, columns: int, bias: Tensor | None):
@@ -24,9 +26,9 @@ class CompressedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.dequantize(x.dtype), self.bias)
 
+    @abstractmethod
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) as it is used."""
-        raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
@@ -72,6 +74,7 @@ def compress(packed: Fp8 | Blocks | None, columns: int, bias: Tensor | None, dev
     return None
 
 
+@cache  # asked for by every layer of every step
 def gguf_functions() -> tuple[dict, dict]:
     """Type -> diffusers' function from blocks to numbers; type -> (numbers, bytes) of a block."""
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from backends.pytorch.compressed import CompressedLinear, compress
 from backends.pytorch.projection import Projection
-from backends.pytorch.quantise import QuantizedLinear, quantizable, quantize_linear
+from backends.pytorch.quantise import quantizable, quantize_linear
 from backends.pytorch.tensors import to_tensor
 from infu.errors import BrokenFile, MissingFile
 from infu.weights.checkpoint import Blocks, Checkpoint, Fp8, open_part
@@ -96,7 +96,7 @@ def load_network(
         cpu_offload(network, "cpu", state_dict=FileTensors(places, weights))
         return network.eval().requires_grad_(False)
     network = load_weights(network, weights, dtype, "cpu", bits)
-    packed = any(isinstance(module, CompressedLinear | QuantizedLinear) for module in network.modules())
+    packed = any(isinstance(module, CompressedLinear) for module in network.modules())
     cpu_offload(network, device, offload_buffers=packed)
     return network
 

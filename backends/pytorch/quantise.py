@@ -6,41 +6,30 @@ them in 8), and optimum-quanto compiles kernels at run time; this runs wherever 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from backends.pytorch.compressed import CompressedLinear
 
 GROUPS = (64, 32, 16)  # the largest that divides the row; real networks take 64: 8.5 and 4.5 bits a weight
 
 
-class QuantizedLinear(nn.Module):
-    """y = x W' + b with W kept as `packed`, `scale` and `offset`. Made by `quantize_linear`."""
+class QuantizedLinear(CompressedLinear):
+    """`stored` uint8 (out, in * bits / 8), `scale` and `offset` float16 (out, in / group). Made by
+    `quantize_linear`."""
 
-    def __init__(self, packed: Tensor, scale: Tensor, offset: Tensor, bits: int, bias: Tensor | None):
-        super().__init__()
-        self.bits, self.out_features = bits, len(packed)
-        self.in_features = packed.shape[1] * 8 // bits
-        self.register_buffer("packed", packed)  # uint8 (out, in * bits / 8)
-        self.register_buffer("scale", scale)  # float16 (out, in / group)
+    def __init__(self, stored: Tensor, scale: Tensor, offset: Tensor, bits: int, bias: Tensor | None):
+        super().__init__(stored, stored.shape[1] * 8 // bits, bias)
+        self.bits = bits
+        self.register_buffer("scale", scale)
         self.register_buffer("offset", offset)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.dequantize(x.dtype), self.bias)
-
-    @property
-    def weight(self) -> Tensor:
-        """What is stored, as int8: transformers' T5 asks for it, to learn that it need not cast its input."""
-        return self.packed.view(torch.int8)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The weight (out, in) as it is used."""
-        values = self.packed
+        values = self.stored
         if self.bits == 4:
             values = torch.stack([values & 15, values >> 4], dim=-1).flatten(-2)  # (out, in)
         values = values.to(dtype).unflatten(-1, (self.scale.shape[1], -1))  # (out, groups, group)
-        return torch.addcmul(
-            self.offset.to(dtype)[..., None], values, self.scale.to(dtype)[..., None]
-        ).flatten(1)
+        scale, offset = self.scale.to(dtype)[..., None], self.offset.to(dtype)[..., None]
+        return torch.addcmul(offset, values, scale).flatten(1)
 
 
 def quantize_linear(weight: Tensor, bias: Tensor | None, bits: int) -> QuantizedLinear:
