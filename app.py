@@ -18,56 +18,52 @@ import typer
 from infu.errors import InfuError
 from infu.models import read_defaults
 from infu.options import ModelOptions, spread
-from page import layout as page
-from page.studio import Studio, picture_only
+from page.answer import draw_answer, draw_buttons, wire_answer
+from page.api import wire_api
+from page.events import QUICK
+from page.layout import CSS, DEFAULTS, TITLE, draw_head, make_theme
+from page.loras import draw_loras, wire_loras
+from page.person import draw_person, wire_photo
+from page.pose import draw_pose, wire_pose
+from page.settings import draw_settings, wire_settings
+from page.studio import Studio
+from page.texts import I18N, label
 from page.uploads import KEPT_SECONDS, SWEEP_SECONDS
+from page.wishes import draw_wishes
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    """The page, top to bottom as a visitor reads it; all events at the end."""
+    """The page, top to bottom as a visitor reads it, and then its events. Each part is a file of `page/`."""
     with gr.Blocks(
-        title=page.TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)
+        title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)
     ) as blocks:
-        notice = page.draw_head(studio.notice())
+        notice = draw_head(studio.notice())
         with gr.Row(elem_id="work"):
             with gr.Column(min_width=320):
-                photo, prompt, generate, stop = page.draw_question()
+                photo = draw_person()
+                prompt = draw_wishes()
+                generate, stop = draw_buttons()
             with gr.Column(min_width=320):
-                progress, picture, seed_used, download = page.draw_answer()
-        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            defaults = page.DEFAULTS.replace(**read_defaults(studio.options))
-            control, source, settings = page.draw_advanced(studio.options["model_version"], defaults)
-            loras, lora_scale, report = page.draw_loras()
-        photos, negative, true_cfg, count, gallery, made = page.draw_api_only()
+                answer = draw_answer()
+        with gr.Accordion(label("pose"), open=False, elem_id="pose"):
+            control = draw_pose()
+        with gr.Accordion("LoRA", open=False, elem_id="lora"):
+            loras, lora_scale, report = draw_loras()
+        with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
+            defaults = DEFAULTS.replace(**read_defaults(studio.options))
+            source, settings = draw_settings(studio.options["model_version"], defaults)
         timer = gr.Timer(1.0)
 
-        # All events, here. The order of `controls` is the public API; tests/test_api.py holds it.
-        controls = [photo, control, prompt, *settings]
-        asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings, loras, lora_scale]
-        shown = [picture, progress, seed_used, download, generate, stop]
-        raw = {"preprocess": False, "postprocess": False}  # Gradio's own values: `page/uploads.py` says why
-        run = raw | {"concurrency_id": "gpu", "concurrency_limit": 1}  # one device: others queue
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        quick = quiet | {"queue": False}
-
-        gr.on([], picture_only(studio.generate_image), controls, picture, api_name="generate_image", **run)
-        gr.on([], studio.generate, asked, [gallery, made], api_name="generate", **run)
-        waiting = [progress, download, generate, stop]
-        begun = gr.on([generate.click, prompt.submit], page.busy, None, waiting, **quick)
-        queued = {"show_progress": "minimal", "show_progress_on": progress}  # the place in the queue
-        page_controls = [*controls, loras, lora_scale]
-        running = begun.then(studio.generate_on_page, page_controls, shown, **run, **(quiet | queued))
-        running.then(studio.look, None, [notice, timer], **quick)
-        stop.click(page.stopping, None, [progress, stop], cancels=running, **quick)
-        stop.click(studio.stop, None, [progress, generate, stop], concurrency_limit=None, **quiet)
-        for upload in (photo, control):
-            uploaded = upload.upload(studio.show, upload, upload, **raw, **quiet)
-            uploaded.failure(lambda: None, None, upload, **quick)
-        loras.clear(lambda: "", None, report, **quick)
-        inspected = loras.upload(studio.inspect, loras, report, **raw, **quiet)
-        inspected.failure(lambda: (None, ""), None, [loras, report], **quick)
-        source.upload(studio.restore, source, [source, prompt, *settings], **raw, **quiet)
-        gr.on([blocks.load, timer.tick], studio.look, None, [notice, timer], **quick)
+        released = {"input_image": photo, "control_image": control, "prompt": prompt, **settings}
+        wire_api(studio, released, loras, lora_scale)
+        controls = released | {"loras": loras, "lora_scale": lora_scale}
+        running = wire_answer(studio, controls, generate, stop, answer)
+        wire_photo(photo)
+        wire_pose(control)
+        wire_loras(studio, loras, report)
+        wire_settings(source, prompt, settings)
+        running.then(studio.look, None, [notice, timer], **QUICK)
+        gr.on([blocks.load, timer.tick], studio.look, None, [notice, timer], **QUICK)
     return blocks
 
 
@@ -91,8 +87,9 @@ def serve(
             server_name=host,
             server_port=port,
             share=share,
-            theme=page.make_theme(),
-            css_paths=page.CSS,
+            theme=make_theme(),
+            css_paths=CSS,
+            i18n=I18N,
             footer_links=["api", "settings"],
             run_history=False,  # it would keep the visitors' photographs in their browsers
             max_file_size="800mb",  # the largest LoRAs in use; photographs are bounded by what they decode to

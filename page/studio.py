@@ -1,16 +1,12 @@
-"""What the page and the API ask of the one loaded model: the handlers of every event.
+"""The one loaded model, and what the page and the API ask of it.
 
-Each is a generator over Gradio's raw values (`uploads.py` says why raw); `told` is the one place where our
-errors become Gradio's.
+The endpoints are generators over Gradio's raw values (`uploads.py` says why raw).
 """
 
-import functools
 import html
-import io
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -18,48 +14,22 @@ import gradio as gr
 from backends import load_backend
 from infu.cli import find_lora
 from infu.errors import InfuError, PhotoError
-from infu.inspect import describe_file, draw_file
-from infu.metadata import picture_metadata, read_picture
+from infu.metadata import picture_metadata
 from infu.models import MINI, VERSIONS
 from infu.pipeline import Result, Step, stream
 from infu.request import GenerationRequest, Lora
-from page import layout as page
 from page.layout import DEFAULTS, PROMPT
-from page.uploads import make_showable, read_loras, read_upload, save_pictures, with_previews
+from page.texts import label
+from page.told import told
+from page.uploads import read_loras, read_upload, save_pictures, with_previews
 
 if TYPE_CHECKING:
     from backends.base import Backend
 
 LOG = logging.getLogger("infu")
-FAILED = "The server could not make this picture; its log says why. Try again, or with other settings."
+COMMAND = "python app.py --base_model_path black-forest-labs/FLUX.1-dev --model_dir ByteDance/InfiniteYou"
+REAL = f"<code><span>{COMMAND.replace(' ', '</span> <span>')}</span></code>"
 NOT_LOADED = "The model could not be loaded; the server's log says why. The next request tries again."
-
-
-def told(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The one place where our errors become Gradio's. Any other exception stays on the server."""
-
-    @functools.wraps(handler)
-    def tell(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        try:
-            yield from handler(*args, **kwargs)
-        except InfuError as error:  # gr.Error renders HTML, and the sentence may quote the user
-            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
-        except Exception:
-            LOG.exception("A request failed.")
-            raise gr.Error(FAILED, print_exception=False) from None
-
-    return tell
-
-
-def picture_only(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The same handler with its first output alone: the public endpoint has one, the page more."""
-
-    @functools.wraps(handler)
-    def yield_picture(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        for picture, *_ in handler(*args, **kwargs):
-            yield picture
-
-    return yield_picture
 
 
 class Studio:
@@ -70,7 +40,6 @@ class Studio:
         self.backend: Backend | None = None
         self.trouble = ""  # why the last load failed
         self.loading = threading.Lock()
-        self.drawing: set[str] = set()  # sessions whose page has a run under way
 
     def load(self) -> "Backend":
         """The backend, loaded at the first call. A failed load raises, and is tried again at the next."""
@@ -98,8 +67,8 @@ class Studio:
         if self.trouble:
             return f"<p>{html.escape(self.trouble)}</p>"
         if self.backend is None:
-            return "<p>The model is being loaded …</p>"
-        return f"<p>{page.MINI_NOTICE}</p>" if self.backend.model_name == MINI.name else ""
+            return f"<p>{label('loading')}</p>"
+        return f"<p>{label('mini_notice')} {REAL}</p>" if self.backend.model_name == MINI.name else ""
 
     def events(
         self,
@@ -136,21 +105,16 @@ class Studio:
         enable_realism: bool = False,
         enable_anti_blur: bool = False,
         model_version: str = VERSIONS[0],
-        loras: list[dict] | None = None,  # the page's own, as the next: the public endpoint has the 14 above
-        lora_scale: float = 1.0,
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> Iterator[Any]:
         """A new picture of the person in a photograph. Seed 0 is random. Previews come while it is made;
         the last answer is the finished PNG."""
         if input_image is None:
             raise PhotoError("Give a photograph of a face.")
-        begun = time.monotonic()
-        doing = "Reading the photograph and the prompt" if self.backend else "Loading the model"
-        yield gr.skip(), page.draw_progress(f"{doing} …"), gr.skip(), gr.skip()
         events = self.events(
             model_version,
             enable_realism,
             enable_anti_blur,
-            read_loras(loras, lora_scale),
+            (),
             id_image=read_upload(input_image),
             control_image=read_upload(control_image),
             prompt=prompt,
@@ -166,33 +130,10 @@ class Studio:
         for event, preview in with_previews(events):
             if isinstance(event, Step):
                 text = f"Step {event.step} of {event.num_steps}"
-                picture = gr.update(label=text, value=preview) if preview else gr.update(label=text)
-                yield picture, page.draw_progress(text, event.step / event.num_steps), gr.skip(), gr.skip()
+                yield gr.update(label=text, value=preview) if preview else gr.update(label=text)
             else:
                 [file] = save_pictures(event)
-                picture = gr.update(value=file, label=f"Generated Image, seed = {event.seed}")
-                done = page.draw_progress(f"Done in {time.monotonic() - begun:.0f} s", 1.0, event.notes)
-                yield picture, done, str(event.seed), gr.update(value=file, interactive=True)
-
-    def generate_on_page(self, visitor: gr.Request, *controls: Any) -> Iterator[tuple[Any, ...]]:
-        """`generate_image`, and Generate and Stop as between two runs when it has ended by itself."""
-        self.drawing.add(visitor.session_hash)
-        try:
-            for outputs in self.generate_image(*controls):
-                yield *outputs, gr.skip(), gr.skip()
-            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), *page.ready()
-        except gr.Error as error:
-            sentence = page.draw_progress(html.unescape(error.message))
-            yield gr.skip(), sentence, gr.skip(), gr.skip(), *page.ready()
-            raise
-        finally:
-            self.drawing.discard(visitor.session_hash)
-
-    def stop(self, visitor: gr.Request) -> tuple[Any, ...]:
-        """The page after Stop, when the run has really ended: until then its last step may still be shown."""
-        while visitor.session_hash in self.drawing:
-            time.sleep(0.05)
-        return page.draw_progress(page.STOPPED), *page.ready()
+                yield gr.update(value=file, label=f"Generated Image, seed = {event.seed}")
 
     @told
     def generate(
@@ -247,34 +188,6 @@ class Studio:
             else:
                 made = [picture_metadata(event.metadata, k) for k in range(len(event.seeds))]
                 yield [{"image": file, "caption": None} for file in save_pictures(event)], made
-
-    @told
-    def show(self, photo: dict | None) -> Iterator[Any]:
-        """A photograph just uploaded -> what the page shows of it. A file that is none is told at once."""
-        source = read_upload(photo)
-        yield (source and make_showable(source)) or gr.skip()
-
-    @told
-    def inspect(self, files: list[dict] | None) -> Iterator[str]:
-        """LoRA files just uploaded -> what they are and how much of them the model uses, as HTML."""
-        reports = []
-        for lora in read_loras(files, 1.0):
-            values = describe_file(lora.path, self.load().module_shapes)
-            if values["what"] != "LoRA":
-                raise PhotoError(f"{values['file']} is no LoRA but this: {values['what']}.")
-            reports.append(draw_file(values))
-        yield page.draw_report("\n".join(reports))
-
-    @told
-    def restore(self, file: dict | None) -> Iterator[tuple[Any, ...]]:
-        """The settings inside a picture -> the drop zone emptied, and the controls from the prompt on."""
-        source = read_upload(file)
-        if source is None:
-            return
-        settings = read_picture(io.BytesIO(source) if isinstance(source, bytes) else source)
-        values = page.control_values(settings)
-        gr.Info(html.escape(page.restored(settings)))
-        yield None, *values
 
     def look(self) -> tuple[str, Any]:
         """The notice of now, and whether the page should go on asking."""

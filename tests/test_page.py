@@ -19,7 +19,7 @@ from skimage.data import astronaut
 
 from infu.metadata import read_picture
 from infu.models import MINI
-from page.layout import restored
+from page.settings import restored
 
 FLAGS = [
     "--headless",
@@ -157,7 +157,6 @@ def test_a_visitor_makes_stops_downloads_and_brings_back_a_picture(
         expect(page.locator("#progress")).to_contain_text("Done in", timeout=PATIENCE)
         expect_ready(page)
         seed = int(page.locator("#seed_used input, #seed_used textarea").input_value())
-        expect(page.locator("#picture")).to_contain_text(f"Generated Image, seed = {seed}")
         with page.expect_download() as download:
             page.locator("#download").click()
         path = tmp_path / download.value.suggested_filename
@@ -211,12 +210,12 @@ def test_a_file_that_is_no_photograph_is_told_at_once(browser: Browser, server: 
 def test_a_lora_is_told_what_it_is_as_soon_as_it_is_there(browser: Browser, server: Server):
     own = MINI / "InfiniteYou/supports/optional_loras/flux_realism_lora.safetensors"
     with visited(browser, server) as page:
-        page.click("#advanced button")
+        page.click("#lora > button")
         page.set_input_files("#loras input[type=file]", own)
         expect(page.locator("#lora_report")).to_contain_text("modules of the base")
         expect(page.locator("#lora_report")).to_contain_text("flux_realism_lora.safetensors: LoRA")
     with visited(browser, server) as page:
-        page.click("#advanced button")
+        page.click("#lora > button")
         page.set_input_files("#loras input[type=file]", GOLDEN / "lora/foreign/sdxl_kohya.safetensors")
         expect(page.locator(".toast-body")).to_contain_text("Stable Diffusion XL")
         expect(page.locator("#lora_report")).not_to_contain_text("LoRA")
@@ -267,11 +266,11 @@ def test_page_and_client_make_the_same_picture_on_mlx(browser: Browser, photo: P
 
 
 def test_what_a_picture_cannot_give_back_is_named():
-    assert restored({"plugins": [{"lora": "flux_realism_lora.safetensors"}]}) == (
+    assert restored({"plugins": [{"lora": "flux_realism_lora.safetensors"}]}, "en") == (
         "The settings are back. Not among them: the photograph."
     )
-    said = restored({"negative_prompt": "blur", "plugins": [{"lora": "style.safetensors"}, 3]})
-    assert said.endswith("the photograph, the negative prompt, the LoRA style.safetensors.")
-    said = restored({"control_photo": True, "max_sequence_length": 64, "seed": 0})
+    said = restored({"negative_prompt": "blur", "plugins": [{"lora": "style.safetensors"}, 3]}, "en")
+    assert said.endswith("the photograph, the negative prompt, LoRA style.safetensors.")
+    said = restored({"control_photo": True, "max_sequence_length": 64, "seed": 0}, "en")
     lost = ("the photograph of the pose", "the limit of the prompt's tokens", "the seed 0")
     assert said.endswith(f"the photograph, {', '.join(lost)}, which on the page is a random one.")
