@@ -65,22 +65,8 @@ ERRORS = [  # what is sent, the settings, what the client is told
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("server")) as server:
-        yield server
-        assert "A request failed." not in server.printed()  # no fault of our own in all of these tests
-
-
-@pytest.fixture(scope="module")
 def client(server: Server):
     return Client(server.url, verbose=False)
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("photo") / "astronaut.png"
-    Image.fromarray(astronaut()).save(path)
-    return path
 
 
 def make(client: Client, photo: Path | None, **changes) -> dict:
