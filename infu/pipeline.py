@@ -6,7 +6,7 @@ InfuseNet reads identity tokens in place of the text and its residuals are added
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -19,7 +19,7 @@ from infu.errors import InvalidRequest, NonFiniteError
 from infu.flow import make_sigmas
 from infu.images import read_photo
 from infu.keypoints import draw_keypoints, fit_control_photo
-from infu.metadata import describe
+from infu.metadata import describe, picture_metadata
 from infu.noise import make_noise, pack_latents
 from infu.preview import draw_preview
 from infu.request import GenerationRequest
@@ -41,8 +41,9 @@ class Step:
 @dataclass(frozen=True, eq=False)
 class Result:
     """What a request made. `pixels`: float32 (num_images, height, width, 3) in 0..1; `latents`: the final
-    packed latents, float32 (num_images, L, 64); `metadata`: what is written into the PNG; `notes`: what
-    the user should know (a prompt cut short, a LoRA's unmatched keys)."""
+    packed latents, float32 (num_images, L, 64); `metadata`: what is written into the PNG, with `partial`, the
+    steps that were run, where the run was ended early; `notes`: what the user should know (a prompt cut
+    short, a LoRA's unmatched keys)."""
 
     pixels: np.ndarray
     latents: np.ndarray
@@ -75,16 +76,38 @@ def generate(
     `on_step(step, num_steps, preview)` is called after every step, step counting from 1; raise `Cancelled`
     in it to stop. Raises `InfuError` for what its reader can put right.
     """
+    pictures = []
     for event in stream(request, backend, noise):
-        if isinstance(event, Step) and on_step:
+        if isinstance(event, Result):
+            pictures.append(event)
+        elif on_step:
             on_step(event.step, event.num_steps, event.preview)
-    return event
+    return join(pictures)
+
+
+def join(pictures: Sequence[Result]) -> Result:
+    """The pictures of one request, made one by one, as one result."""
+    first = pictures[0]
+    return Result(
+        np.concatenate([picture.pixels for picture in pictures]),
+        np.concatenate([picture.latents for picture in pictures]),
+        tuple(picture.seed for picture in pictures),
+        first.metadata | {"num_images": len(pictures)},
+        first.notes,
+    )
 
 
 def stream(
-    request: GenerationRequest, backend: Backend, noise: np.ndarray | None = None
+    request: GenerationRequest,
+    backend: Backend,
+    noise: np.ndarray | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step | Result]:
-    """`generate` as a generator: a `Step` after every step, the `Result` last. Closing it stops the run."""
+    """`generate` as a generator: a `Step` after every step, a `Result` of one picture after each picture.
+
+    Closing it stops the run. `enough` is asked after every step: once it is true, the run ends with the
+    picture that this step foresees.
+    """
     noise = check_noise(request, noise)
     embedding, control = read_person(request, backend)  # no face: an error, before any network runs
     with backend.lock, backend.plugged(request.plugins) as loras:
@@ -95,13 +118,16 @@ def stream(
         identity = None if embedding is None else backend.project_identity(embedding)
         control = None if control is None else backend.encode_image(control)  # a black one like any other
         constants = make_constants(request, backend, text, negative, identity, control)
-        pictures, finals = [], []
-        for k in range(request.num_images):  # one by one: picture k is exactly the single run of its seed
-            latents = yield from denoise(request, backend, k, noise[k : k + 1], constants)
-            finals.append(backend.numpy(latents))
-            pictures.append(decode(request, backend, latents, finals[-1]))
         metadata = describe(request, backend, loras)
-    yield Result(np.stack(pictures), np.concatenate(finals), request.seeds, metadata, tuple(notes))
+        for k in range(request.num_images):  # one by one: picture k is exactly the single run of its seed
+            latents, steps = yield from denoise(request, backend, k, noise[k : k + 1], constants, enough)
+            final = backend.numpy(latents)
+            pixels = decode(request, backend, latents, final)
+            early = {} if steps == request.num_steps else {"partial": steps}
+            made = picture_metadata(metadata, k) | early
+            yield Result(pixels[None], final, request.seeds[k : k + 1], made, tuple(notes))
+            if enough():
+                return
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +154,15 @@ def make_constants(request, backend, text, negative, identity, control) -> Const
 
 
 def denoise(
-    request: GenerationRequest, backend: Backend, k: int, noise: np.ndarray, constants: Constants
-) -> Generator[Step, None, Any]:
-    """Noise (1, 16, h, w) of picture `k` -> a `Step` after every step, and at the end the latents (1, L, 64).
-    Euler steps along the rectified flow (arXiv 2403.03206)."""
+    request: GenerationRequest,
+    backend: Backend,
+    k: int,
+    noise: np.ndarray,
+    constants: Constants,
+    enough: Callable[[], bool],
+) -> Generator[Step, None, tuple[Any, int]]:
+    """Noise (1, 16, h, w) of picture `k` -> a `Step` after every step, and at the end the latents (1, L, 64)
+    and how many steps they took. Euler steps along the rectified flow (arXiv 2403.03206)."""
     scale, num_steps = request.infusenet_conditioning_scale, request.num_steps
     latents = backend.array(pack_latents(noise))
     for step, (sigma, next_sigma) in enumerate(pairwise(constants.sigmas)):
@@ -142,9 +173,12 @@ def denoise(
             velocity = away + request.true_cfg_scale * (velocity - away)
         latents = latents + (next_sigma - sigma) * velocity
         backend.evaluate(latents)
-        preview = partial(make_preview, request, backend, latents - next_sigma * velocity)  # what it foresees
+        clean = latents - next_sigma * velocity  # what this step foresees; after the last one, the latents
+        preview = partial(make_preview, request, backend, clean)
         yield Step(k * num_steps + step + 1, request.num_images * num_steps, preview)
-    return latents
+        if enough():
+            return clean, step + 1
+    return latents, num_steps
 
 
 def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -14,7 +14,7 @@ from page.settings import SETTINGS
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
-from page.uploads import read_loras, read_upload, save_pictures, with_previews
+from page.uploads import read_loras, read_upload, save_picture_file, with_previews
 
 Asked = dict[str, Any]  # the values of the page's controls, by name
 
@@ -105,7 +105,7 @@ def make_picture(studio: Studio, asked: Asked, visitor: gr.Request) -> Iterator[
             picture = gr.update(value=preview) if preview else gr.skip()
             yield draw_progress(text, event.step / event.num_steps), picture, gr.skip(), gr.skip()
         else:
-            [file] = save_pictures(event)
+            file = save_picture_file(event)
             text = say(visitor, "done", seconds=f"{time.monotonic() - begun:.0f}")
             done = draw_progress(text, 1.0, event.notes)
             yield done, gr.update(value=file), str(event.seed), gr.update(value=file, interactive=True)

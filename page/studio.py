@@ -6,7 +6,7 @@ The endpoints are generators over Gradio's raw values (`uploads.py` says why raw
 import html
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -14,14 +14,13 @@ import gradio as gr
 from backends import load_backend
 from infu.cli import find_lora
 from infu.errors import InfuError, PhotoError
-from infu.metadata import picture_metadata
 from infu.models import MINI, VERSIONS
 from infu.pipeline import Result, Step, stream
 from infu.request import GenerationRequest, Lora
 from page.layout import DEFAULTS, PROMPT
 from page.texts import label
 from page.told import told
-from page.uploads import read_loras, read_upload, save_pictures, with_previews
+from page.uploads import read_loras, read_upload, save_picture_file, with_previews
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -76,9 +75,10 @@ class Studio:
         enable_realism: bool,
         enable_anti_blur: bool,
         loras: tuple[Lora, ...],
+        enough: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> Iterator[Step | Result]:
-        """One request, from the values of the controls to its pictures."""
+        """One request, from the values of the controls to its pictures. `enough`: `stream`'s."""
         settings["seed"] = settings["seed"] or None  # 0 is random, as released
         request = GenerationRequest(**settings)  # a wrong setting is told before a model is loaded
         backend = self.load()
@@ -86,7 +86,7 @@ class Studio:
             backend.use_version(model_version)
         chosen = {"realism": enable_realism, "anti_blur": enable_anti_blur}
         loras += tuple(find_lora(backend, name) for name, on in chosen.items() if on)
-        yield from stream(request.replace(plugins=loras), backend)
+        yield from stream(request.replace(plugins=loras), backend, enough=enough)
 
     @told
     def generate_image(
@@ -132,7 +132,7 @@ class Studio:
                 text = f"Step {event.step} of {event.num_steps}"
                 yield gr.update(label=text, value=preview) if preview else gr.update(label=text)
             else:
-                [file] = save_pictures(event)
+                file = save_picture_file(event)
                 yield gr.update(value=file, label=f"Generated Image, seed = {event.seed}")
 
     @told
@@ -182,12 +182,14 @@ class Studio:
             infusenet_guidance_start=infusenet_guidance_start,
             infusenet_guidance_end=infusenet_guidance_end,
         )
+        pictures, made = [], []
         for event in events:
             if isinstance(event, Step):
                 yield gr.skip(), {"step": event.step, "num_steps": event.num_steps}
             else:
-                made = [picture_metadata(event.metadata, k) for k in range(len(event.seeds))]
-                yield [{"image": file, "caption": None} for file in save_pictures(event)], made
+                pictures.append({"image": save_picture_file(event), "caption": None})
+                made.append(event.metadata)
+        yield pictures, made
 
     def look(self) -> tuple[str, Any]:
         """The notice of now, and whether the page should go on asking."""

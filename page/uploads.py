@@ -18,7 +18,7 @@ from PIL import Image
 
 from infu.errors import PhotoError
 from infu.images import read_photo
-from infu.metadata import picture_metadata, save_picture
+from infu.metadata import save_picture
 from infu.pipeline import Result, Step
 from infu.request import Lora
 
@@ -73,15 +73,12 @@ def make_showable(source: str | bytes) -> dict[str, Any] | None:
     return file_data(path)
 
 
-def save_pictures(result: Result) -> list[dict[str, Any]]:
-    """The pictures as PNG files in Gradio's cache, each with its own settings inside -> their file data."""
-    folder = make_folder()
-    files = []
-    for k, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-        path = folder / f"infiniteyou-seed-{seed}.png"
-        save_picture(image, path, picture_metadata(result.metadata, k))
-        files.append(file_data(path))
-    return files
+def save_picture_file(result: Result, settings: bool = True) -> dict[str, Any]:
+    """A result's one picture as a PNG file in Gradio's cache, with its settings inside or, with `settings`
+    False, neither there nor in the file's name -> its file data."""
+    path = make_folder() / (f"infiniteyou-seed-{result.seed}.png" if settings else "infiniteyou.png")
+    save_picture(result.image, path, result.metadata if settings else None)
+    return file_data(path)
 
 
 def with_previews(

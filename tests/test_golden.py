@@ -13,6 +13,7 @@ from PIL import Image
 
 from backends import load_backend
 from infu import generate
+from infu.pipeline import Step, stream
 
 CASES = ["plain", "control", *LORA_CASES]
 # Per backend: the largest difference of a float image. A wrong block or tokenizer shows as 1e-3 or more.
@@ -39,6 +40,25 @@ def test_identity_tokens_and_latents_are_the_released_ones(backend):
     np.testing.assert_allclose(tokens, golden.arrays["tokens"], rtol=0, atol=1e-5)
     result = generate(golden.request, backend, noise=golden.noise)
     np.testing.assert_allclose(result.latents, golden.arrays["latents"], rtol=0, atol=1e-4)  # of size 4
+
+
+def test_a_run_ended_early_keeps_the_picture_that_its_last_step_foresees(backend):
+    """After the first step that is the picture of a run of one step, from sigma 1 to 0."""
+    golden = read_golden("plain")
+    request = golden.request.replace(num_images=2, seed=7)
+    *steps, picture = stream(request, backend, enough=lambda: True)
+    assert [(type(step), step.step) for step in steps] == [(Step, 1)]
+    alone = generate(request.replace(num_images=1, num_steps=1), backend)
+    # Two sums of the same numbers, in another order: latents of size 4, float32.
+    np.testing.assert_allclose(picture.latents, alone.latents, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(picture.pixels, alone.pixels, rtol=0, atol=1e-4)
+    assert picture.metadata == alone.metadata | {"num_steps": request.num_steps, "partial": 1}
+
+    asked = iter([False] * request.num_steps + [True])  # with the first picture just finished: no second one
+    first = [
+        event for event in stream(request, backend, enough=lambda: next(asked)) if hasattr(event, "seeds")
+    ]
+    assert [picture.seeds for picture in first] == [(7,)] and "partial" not in first[0].metadata
 
 
 @pytest.mark.parametrize("case", CASES)
