@@ -19,7 +19,7 @@ from infu.errors import InfuError
 from infu.models import read_defaults
 from infu.options import ModelOptions, spread
 from page.answer import draw_answer, draw_buttons, wire_answer
-from page.api import wire_api
+from page.api import offer_tool, wire_api
 from page.events import QUICK
 from page.layout import CSS, DEFAULTS, TITLE, draw_head, make_theme
 from page.loras import draw_loras, wire_loras
@@ -93,8 +93,10 @@ def serve(
             footer_links=["api", "settings"],
             run_history=False,  # it would keep the visitors' photographs in their browsers
             max_file_size="800mb",  # the largest LoRAs in use; photographs are bounded by what they decode to
+            mcp_server=True,
             prevent_thread_lock=True,
         )
+        offer_tool(blocks)
         threading.Thread(target=studio.load_early, daemon=True).start()
         blocks.block_thread()
 

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from gradio import FileData
+from gradio.processing_utils import ssrf_protected_download
 from gradio.utils import get_upload_folder, is_in_or_equal
 from PIL import Image
 
@@ -41,6 +43,8 @@ def read_upload(sent: dict[str, Any] | None, what: str = "picture") -> str | byt
         except ValueError:
             raise PhotoError(f"The {what}'s data URL is not base64. Send the {what} again.") from None
     path = sent.get("path")
+    if str(path).startswith(("http://", "https://")):
+        path = fetch(path, what)
     if not path or not is_in_or_equal(path, get_upload_folder()):
         raise PhotoError(f"A {what} must be uploaded: send it with handle_file, or post it to /upload.")
     if not Path(path).is_file():
@@ -49,6 +53,27 @@ def read_upload(sent: dict[str, Any] | None, what: str = "picture") -> str | byt
         )
     os.utime(path)  # the sweep goes by the time of the last use
     return path
+
+
+def read_address(address: str) -> str | bytes:
+    """Where a photograph is, in one word: http(s), data: or an upload's path -> as `read_upload`."""
+    if not isinstance(address, str) or not address:
+        raise PhotoError("Give a photograph of a face: its address, a data: URL, or the path of an upload.")
+    return read_upload({"url" if address.startswith("data:") else "path": address})
+
+
+def fetch(url: str, what: str) -> str:
+    """A file in the web -> its path in Gradio's cache. Gradio's guard keeps requests out of the server's own
+    network; a file that this server itself gave out is taken from its folder."""
+    _, given, own = url.partition("/gradio_api/file=")
+    if given and is_in_or_equal(own := unquote(own), get_upload_folder()):
+        return own
+    try:
+        return ssrf_protected_download(url, str(make_folder()))
+    except Exception:  # of safehttpx, httpx and Gradio: a class of their own for none
+        raise PhotoError(
+            f"The {what} could not be fetched from its address, which must be public. Upload it instead."
+        ) from None
 
 
 def read_loras(sent: list[dict[str, Any]] | None, scale: float) -> tuple[Lora, ...]:
