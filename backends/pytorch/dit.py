@@ -5,13 +5,18 @@ constant over a picture (modulation of all steps, context embedding, RoPE) is ma
 Formulas: black-forest-labs/flux `model.py`, `modules/layers.py`. B batch, L image, T text tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+EACH = (
+    slice(None),
+    None,
+)  # in place of a step: sample b of a batch has a time of its own, the b-th (training)
 NORM_EPS = 1e-6  # of the blocks' LayerNorms, which have no weights
 FLOAT16_MAX = 65504  # the text stream of a float16 run reaches it; diffusers clips there too
 
@@ -47,6 +52,9 @@ class Residuals:
 
     doubles: Sequence[Tensor]
     singles: Sequence[Tensor]
+
+    def to(self, dtype: torch.dtype) -> "Residuals":
+        return Residuals([x.to(dtype) for x in self.doubles], [x.to(dtype) for x in self.singles])
 
 
 def make_constants(
@@ -105,18 +113,26 @@ def make_rope(network: nn.Module, num_text: int, width: int, height: int, device
 def velocity(
     dit: nn.Module, constants: Constants, step: int, latents: Tensor, residuals: Residuals | None
 ) -> Tensor:
-    """latents (1, L, 64) in the network's dtype -> velocity (1, L, 64)."""
+    """latents (1, L, 64) in the network's dtype -> velocity (1, L, 64). A batch of B with `EACH` as step."""
     img, txt = dit.x_embedder(latents), constants.text
     for i, block in enumerate(dit.transformer_blocks):
-        img, txt = double_block(block, img, txt, constants.doubles[i], step, constants.rope)
+        img, txt = run(dit, double_block, block, img, txt, constants.doubles[i], step, constants.rope)
         if residuals is not None:
             img = img + sample_for(residuals.doubles, i, len(dit.transformer_blocks))
     x, T = torch.cat([txt, img], dim=1), txt.shape[1]  # (1, T + L, D)
     for i, block in enumerate(dit.single_transformer_blocks):
-        x = single_block(block, x, constants.singles[i], step, constants.rope)
+        x = run(dit, single_block, block, x, constants.singles[i], step, constants.rope)
         if residuals is not None:
             x[:, T:] += sample_for(residuals.singles, i, len(dit.single_transformer_blocks))
     return dit.proj_out(norm(x[:, T:], constants.out, step))
+
+
+def run(network: nn.Module, block_kind: Callable, *inputs):
+    """One block. Where gradients are wanted and `network.enable_gradient_checkpointing()` was called, what it
+    computes is dropped and computed again on the way back."""
+    if network.gradient_checkpointing and torch.is_grad_enabled():
+        return checkpoint(block_kind, *inputs, use_reentrant=False)
+    return block_kind(*inputs)
 
 
 def sample_for(samples: Sequence[Tensor], block: int, num_blocks: int) -> Tensor:

@@ -7,7 +7,7 @@ The released network is diffusers' `FluxControlNetModel`, fed identity tokens wh
 import torch
 from torch import Tensor, nn
 
-from backends.pytorch.dit import Constants, Residuals, double_block, single_block
+from backends.pytorch.dit import Constants, Residuals, double_block, run, single_block
 
 
 def infuse(
@@ -17,10 +17,10 @@ def infuse(
     img = network.x_embedder(latents) + network.controlnet_x_embedder(control)
     txt, doubles, singles = constants.text, [], []
     for i, block in enumerate(network.transformer_blocks):
-        img, txt = double_block(block, img, txt, constants.doubles[i], step, constants.rope)
+        img, txt = run(network, double_block, block, img, txt, constants.doubles[i], step, constants.rope)
         doubles.append(network.controlnet_blocks[i](img) * scale)
     x, T = torch.cat([txt, img], dim=1), txt.shape[1]
     for i, block in enumerate(network.single_transformer_blocks):
-        x = single_block(block, x, constants.singles[i], step, constants.rope)
+        x = run(network, single_block, block, x, constants.singles[i], step, constants.rope)
         singles.append(network.controlnet_single_blocks[i](x[:, T:]) * scale)
     return Residuals(doubles, singles)

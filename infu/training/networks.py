@@ -1,0 +1,135 @@
+"""The networks that train: InfuseNet made from the base's own blocks, the projection; and the folder they
+are saved to, in InfiniteYou's released layout."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from backends.pytorch.load import build_infusenet, load_network, load_projection
+from backends.pytorch.projection import HEAD, Projection
+from infu.models import RELEASE
+from infu.training.whole import write_whole
+
+COPIED = ("x_embedder.", "context_embedder.", "time_text_embed.")  # what stands before the blocks
+SHARED = (  # of the base's config, InfuseNet has the same
+    "patch_size", "in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim",
+    "pooled_projection_dim", "guidance_embeds", "axes_dims_rope",
+)  # fmt: skip
+
+
+def make_infusenet(base: nn.Module, blocks_per_residual: tuple[int, int]) -> nn.Module:
+    """InfuseNet beside `base` (a FluxTransformer2DModel), float32, on the CPU, its outputs zero.
+
+    `blocks_per_residual`: how many double and how many single blocks of the base share one residual, the
+    paper's multiplication factor i: InfuseNet has ceil(blocks / i) of each. Block j starts as the first of
+    those that it will serve.
+    """
+    depths = (base.config.num_layers, base.config.num_single_layers)
+    counts = count_blocks(depths, blocks_per_residual)
+    config = {name: base.config[name] for name in SHARED}
+    network = build_infusenet(config | {"num_layers": counts[0], "num_single_layers": counts[1]})
+    sources = dict(base.state_dict())
+    state = {name: tensor for name, tensor in sources.items() if name.startswith(COPIED)}
+    kinds = ("transformer_blocks", "single_transformer_blocks")
+    for kind, depth, count in zip(kinds, depths, counts, strict=True):
+        group = math.ceil(depth / count)
+        for j in range(count):
+            start = f"{kind}.{j * group}."
+            block = {name: tensor for name, tensor in sources.items() if name.startswith(start)}
+            state |= {f"{kind}.{j}.{name.removeprefix(start)}": tensor for name, tensor in block.items()}
+    missing, unknown = network.load_state_dict(state, strict=False)
+    assert not unknown and all(name.startswith("controlnet_") for name in missing), (missing, unknown)
+    for module in (
+        network.controlnet_x_embedder,
+        *network.controlnet_blocks,
+        *network.controlnet_single_blocks,
+    ):
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter)
+    return network.float()
+
+
+def count_blocks(depths: tuple[int, int], blocks_per_residual: tuple[int, int]) -> tuple[int, int]:
+    """Double and single blocks of InfuseNet beside a base of `depths` double and single ones."""
+    doubles, singles = map(
+        math.ceil, (depths[0] / blocks_per_residual[0], depths[1] / blocks_per_residual[1])
+    )
+    return doubles, singles
+
+
+def make_projection(
+    embedding_size: int, out: int, width: int, depth: int, num_heads: int, num_tokens: int, seed: int
+) -> Projection:
+    """An untrained projection, float32: embedding (B, E) -> identity tokens (B, num_tokens, out).
+
+    Started as IP-Adapter's resampler is (tencent-ailab/IP-Adapter, `resampler.py`).
+    """
+    inner, hidden = num_heads * HEAD, 4 * width
+    shapes = {
+        "latents": (1, num_tokens, width),
+        "proj_in.weight": (width, embedding_size),
+        "proj_out.weight": (out, width),
+        "layers.0.0.to_q.weight": (inner, width),
+        "layers.0.1.1.weight": (hidden, width),
+        f"layers.{depth - 1}.0.to_out.weight": (width, inner),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projection = Projection(shapes)
+        nn.init.normal_(projection.latents, std=width**-0.5)
+    return projection
+
+
+def load_trained(folder: Path) -> tuple[nn.Module, Projection]:
+    """InfuseNet and projection of a version's folder, float32 and trainable: what stage 2 starts from."""
+    path = folder / "InfuseNetModel"
+    infusenet = load_network("infusenet", path, path, torch.float32, "cpu")
+    projection = load_projection(folder / "image_proj_model.bin", torch.float32, "cpu")
+    return infusenet.requires_grad_(True), projection.requires_grad_(True)
+
+
+def save_release(
+    model_dir: Path,
+    version: str,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, object],
+    dtype: torch.dtype,
+    embedded_faces: bool,
+) -> None:
+    """The state of an `InfuseLoss` -> `model_dir` in InfiniteYou's layout, each file whole or not at all.
+
+    `config`: InfuseNet's. `embedded_faces`: the model was trained on the embedded recogniser's vectors, and a
+    file says so; the released one's files are the user's to put into `supports/`.
+    """
+    folder = model_dir / RELEASE / version
+    parts = {
+        name: {
+            key.removeprefix(f"{name}."): value.detach().to("cpu", dtype).contiguous()
+            for key, value in state.items()
+            if key.startswith(f"{name}.")
+        }
+        for name in ("infusenet", "projection")
+    }
+    network = folder / "InfuseNetModel"
+    values = {key: value for key, value in config.items() if not key.startswith("_")}
+    write_whole(
+        network / "config.json",
+        lambda path: path.write_text(
+            json.dumps({"_class_name": "FluxControlNetModel"} | values, indent=2) + "\n"
+        ),
+    )
+    write_whole(
+        network / "diffusion_pytorch_model.safetensors",
+        lambda path: save_file(parts["infusenet"], path, {"format": "pt"}),
+    )
+    write_whole(
+        folder / "image_proj_model.bin", lambda path: torch.save({"image_proj": parts["projection"]}, path)
+    )
+    if embedded_faces:
+        text = json.dumps({"stack": "embedded"}) + "\n"
+        write_whole(model_dir / "supports" / "face_stack.json", lambda path: path.write_text(text))
