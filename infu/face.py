@@ -15,7 +15,7 @@ import numpy as np
 
 from infu.cache import Cache, digest
 from infu.detectors import Detector, Face, load_detector, turn_back, without_overlaps
-from infu.errors import ModelError, NoFaceError
+from infu.errors import InvalidRequest, ModelError, NoFaceError
 from infu.images import Photo, read_photo
 from infu.recognisers import Recogniser, load_recogniser
 
@@ -35,12 +35,15 @@ RECOGNISERS = {
 }
 
 KEPT = 32  # photographs: what is found in one is a few kilobytes
+# Faces by detector and content of the picture, for the whole process: what was found while a photograph was
+# looked at is not searched again when a model, loaded later or another version, uses it.
+found = Cache(KEPT)
 
 
 def find_faces(photo: Photo, detector: str | Path | None = None) -> list[Face]:
     """Every face of a photograph (what `read_photo` takes): the one that `generate` uses first, the others by
     area. `detector`: antelopev2's folder; None: the embedded one. Pixels of the photograph as it is seen."""
-    return search(read_photo(photo), load_detector(None if detector is None else Path(detector)))
+    return search_once(read_photo(photo), None if detector is None else Path(detector))
 
 
 class FaceStack:
@@ -57,21 +60,26 @@ class FaceStack:
 
     def find(self, picture: np.ndarray) -> list[Face]:
         """uint8 RGB (H, W, 3) -> its faces: the chosen one first, the others by area; none: an empty list."""
-        faces = self._cache("faces", digest(picture), lambda: search(picture, load_detector(self.detector)))
-        return list(faces)
+        return search_once(picture, self.detector)
 
-    def find_one(self, picture: np.ndarray, what: str = "photograph") -> Face:
-        """The face to use. Raises `NoFaceError`, in which `what` names the picture."""
+    def find_one(self, picture: np.ndarray, what: str = "photograph", chosen: int = 0) -> Face:
+        """The face to use, number `chosen` of `find`. Raises `NoFaceError`, in which `what` names the
+        picture, and `InvalidRequest` where there are fewer."""
         faces = self.find(picture)
         if not faces:
             raise NoFaceError(
                 f"No face was found in the {what}. Use one that shows a single face, "
                 "well lit, seen from the front, and at least 60 pixels wide."
             )
-        return faces[0]
+        if chosen >= len(faces):
+            raise InvalidRequest(
+                f"There is no face {chosen} in the {what}: the faces found there are 0 to {len(faces) - 1}."
+            )
+        return faces[chosen]
 
-    def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Photographs of one person, uint8 RGB -> float32 (E,), unit length: the mean of their embeddings."""
+    def embed(self, pictures: Sequence[np.ndarray], chosen: Sequence[int] = ()) -> np.ndarray:
+        """Photographs of one person, uint8 RGB -> float32 (E,), unit length: the mean of their embeddings.
+        `chosen`: which face of each, as `find_one` counts; the first where there is no number."""
         recogniser = load_recogniser(self.recogniser)
         if recogniser.size != self.embedding_size:
             needed = RECOGNISERS.get(self.embedding_size, "the recogniser that the model was trained with")
@@ -81,7 +89,8 @@ class FaceStack:
             )
         count = len(pictures)
         names = ["photograph"] if count == 1 else [f"photograph {i + 1} of {count}" for i in range(count)]
-        faces = [self.find_one(picture, name) for picture, name in zip(pictures, names, strict=True)]
+        numbers = [*chosen, *[0] * (count - len(chosen))]
+        faces = [self.find_one(*asked) for asked in zip(pictures, names, numbers, strict=True)]
         return unit(
             np.mean(
                 [self._embed_one(p, face, recogniser) for p, face in zip(pictures, faces, strict=True)],
@@ -94,9 +103,14 @@ class FaceStack:
         return align(picture, face.keypoints)
 
     def _embed_one(self, picture: np.ndarray, face: Face, recogniser: Recogniser) -> np.ndarray:
-        return self._cache(
-            "embedding", digest(picture), lambda: unit(recogniser.embed(self.crop(picture, face)))
-        )
+        key = digest(picture), face.keypoints.tobytes()
+        return self._cache("embedding", key, lambda: unit(recogniser.embed(self.crop(picture, face))))
+
+
+def search_once(picture: np.ndarray, detector: Path | None) -> list[Face]:
+    """`search`, unless this picture was searched by this detector a while ago."""
+    loaded = load_detector(detector)
+    return list(found("faces", (loaded, digest(picture)), lambda: search(picture, loaded)))
 
 
 def search(picture: np.ndarray, detector: Detector) -> list[Face]:

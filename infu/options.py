@@ -17,6 +17,7 @@ import typer
 
 from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
 from infu.images import read_photo
+from infu.pose import POSES
 from infu.request import GenerationRequest, Lora
 
 INFU_VERSIONS = ("v1.0",)
@@ -109,6 +110,9 @@ class PictureOptions:
     """What is asked for."""
 
     id_image: list[Path] = option([], "Photograph of the person; repeat for several of one person.")
+    id_face: list[int] = option(
+        [], "Which face of each photograph, from 0, the nearest; repeat as --id_image."
+    )
     id_embedding: Path | None = option(
         None, "Instead of photographs: the face encoder's vector, an .npy file."
     )
@@ -116,6 +120,7 @@ class PictureOptions:
     control_keypoints: Path | None = option(
         None, "Instead of it: five points in pixels, (5, 2), an .npy file."
     )
+    pose: str | None = option(None, f"Instead of it: {', '.join(POSES)}.")
     prompt: str = option("A man, portrait, cinematic", "What the picture shows.")
     negative_prompt: str | None = option(None, "What it should not show; needs --true_cfg_scale above 1.")
     true_cfg_scale: float = option(1.0, "Above 1: a second pass with the negative prompt.")
@@ -145,7 +150,7 @@ class PictureOptions:
         values = {name: getattr(self, name) for name in names - {"id_image", "seed"}}
         for name in ("id_embedding", "control_keypoints"):
             values[name] = read_array(name, values[name])
-        values["id_images"] = self.id_image
+        values["id_images"], values["id_faces"] = self.id_image, self.id_face
         values["seed"] = self.seed or None
         values["plugins"] = [read_lora(text) for text in self.lora]
         return check_photos(GenerationRequest(**values))

@@ -21,6 +21,7 @@ from infu.images import read_photo
 from infu.keypoints import draw_keypoints, fit_control_photo
 from infu.metadata import describe, picture_metadata
 from infu.noise import make_noise, pack_latents
+from infu.pose import place_pose
 from infu.preview import draw_preview
 from infu.request import GenerationRequest
 
@@ -184,9 +185,9 @@ def denoise(
 def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The request's photographs -> face embedding (E,) and control picture uint8 (H, W, 3); None, None
     for a request without a person."""
-    asked_control = request.control_image is not None or request.control_keypoints is not None
+    controls = (request.control_image, request.control_keypoints, request.pose)
     if not request.has_identity:
-        if asked_control:
+        if any(control is not None for control in controls):
             raise InvalidRequest(
                 "A control image needs a person to go with it: give a photograph of a face too."
             )
@@ -198,7 +199,7 @@ def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarra
         )
     embedding = request.id_embedding
     if embedding is None:
-        embedding = backend.faces.embed([read_photo(photo) for photo in request.photos])
+        embedding = backend.faces.embed([read_photo(photo) for photo in request.photos], request.id_faces)
     elif embedding.shape != (backend.faces.embedding_size,):
         raise InvalidRequest(
             f"id_embedding has {embedding.size} numbers; this model's projection reads "
@@ -208,6 +209,8 @@ def read_person(request: GenerationRequest, backend: Backend) -> tuple[np.ndarra
     if request.control_image is not None:
         photo = fit_control_photo(read_photo(request.control_image), request.width, request.height)
         keypoints = backend.faces.find_one(np.asarray(photo), "control image").keypoints
+    if request.pose is not None:
+        keypoints = place_pose(request.pose, request.width, request.height)
     width, height = request.run_size
     if keypoints is None:
         return embedding, np.zeros((height, width, 3), np.uint8)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from infu.errors import InvalidRequest
+from infu.pose import check_pose
 
 MIN_SIZE, MAX_SIZE = 64, 2048
 MAX_SEED = 2**32 - 1
+MAX_FACES = 1000  # in one photograph
 MAX_PROMPT = 20_000  # characters: far beyond what 512 T5 tokens hold; stops a megabyte of text at the door
 
 
@@ -36,10 +38,13 @@ class GenerationRequest:
     """One request, with the released names.
 
     Photographs (`id_image`, `control_image`, each of `id_images`) are a path, bytes or a PIL picture.
+    `id_faces` says which face of each photograph is meant, counted from 0 in the order of `find_faces`; a
+    photograph without a number: its first.
     `id_embedding` is (E,) float, the face encoder's vector, E as the model's projection expects (512 for
     InfU); `control_keypoints` is (5, 2) float, x and y in pixels of the output, in the order eye at the
-    image's left, eye at its right, nose, mouth corner left, right. `width`, `height`: 64 to 2048 pixels, any
-    number. `seed`: 0 to 2**32 - 1, None for a random one; picture k of `num_images` has seed + k.
+    image's left, eye at its right, nose, mouth corner left, right. `pose` names a head angle (infu/pose.py)
+    that places these points. `width`, `height`: 64 to 2048 pixels, any number. `seed`: 0 to 2**32 - 1, None
+    for a random one; picture k of `num_images` has seed + k.
     `guidance_scale` is FLUX's distilled guidance; with `true_cfg_scale` above 1 a negative pass runs as well,
     from step `true_cfg_start_step` on. `max_sequence_length` None is the model's own T5 length.
     InfuseNet runs in step i of N when i / N >= start and (i + 1) / N <= end.
@@ -50,9 +55,11 @@ class GenerationRequest:
     prompt: str
     id_image: Any = None
     id_images: tuple[Any, ...] = ()
+    id_faces: tuple[int, ...] = ()
     id_embedding: np.ndarray | None = None
     control_image: Any = None
     control_keypoints: np.ndarray | None = None
+    pose: str | None = None
     width: int = 864
     height: int = 1152
     seed: int | None = None
@@ -85,15 +92,24 @@ class GenerationRequest:
                 "infusenet_guidance_start must not be larger than infusenet_guidance_end "
                 f"({self.infusenet_guidance_start} is larger than {self.infusenet_guidance_end})."
             )
-        for name in ("id_images", "plugins"):
+        for name in ("id_images", "id_faces", "plugins"):
             object.__setattr__(self, name, check_list(name, getattr(self, name)))
         for plugin in self.plugins:
             if not isinstance(plugin, Lora):
                 raise InvalidRequest(f"plugins holds a {type(plugin).__name__}; this version knows Lora.")
         if (self.id_image is not None) + bool(self.id_images) + (self.id_embedding is not None) > 1:
             raise InvalidRequest("Give one of id_image, id_images and id_embedding, not several.")
-        if self.control_image is not None and self.control_keypoints is not None:
-            raise InvalidRequest("Give control_image or control_keypoints, not both.")
+        faces = tuple(check_integer("id_faces", face, 0, MAX_FACES - 1) for face in self.id_faces)
+        object.__setattr__(self, "id_faces", faces)
+        if len(faces) > len(self.photos):
+            raise InvalidRequest(
+                f"id_faces names the faces of {len(faces)} photographs; there are {len(self.photos)}."
+            )
+        controls = (self.control_image, self.control_keypoints, self.pose)
+        if sum(control is not None for control in controls) > 1:
+            raise InvalidRequest("Give one of control_image, control_keypoints and pose, not several.")
+        if self.pose is not None:
+            check_pose(self.pose)
         if self.control_keypoints is not None:
             points = check_array("control_keypoints", self.control_keypoints, (5, 2))
             object.__setattr__(self, "control_keypoints", points)
@@ -138,7 +154,13 @@ class GenerationRequest:
         return replace(self, **changes)
 
 
-PRIVATE = {"id_image", "id_images", "id_embedding", "control_image"}  # a face never leaves with the picture
+PRIVATE = {
+    "id_image",
+    "id_images",
+    "id_faces",
+    "id_embedding",
+    "control_image",
+}  # a face never leaves with the picture
 
 INTEGERS = (
     ("width", MIN_SIZE, MAX_SIZE),

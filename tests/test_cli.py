@@ -263,6 +263,17 @@ def test_ctrl_c_is_exit_code_130_and_leaves_whole_pictures_only(tmp_path: Path):
         assert read_picture(tmp_path / name)["num_steps"] == 20
 
 
+def test_a_head_angle_is_asked_for_by_name_and_a_face_by_number(tmp_path: Path):
+    asked = ("generate", "--id_image", PHOTO, *SMALL, "--seed", 1, "--out_results_dir", tmp_path, "--json")
+    code, out, err = call(*asked, "--pose", "three_quarter_left", "--id_face", 0)
+    assert code == 0, err
+    assert read_picture(json.loads(out)["file"])["pose"] == "three_quarter_left"
+    code, _, err = call(*asked, "--pose", "three_quarter")
+    assert code == 1 and "Did you mean 'three_quarter_" in err
+    code, _, err = call(*asked, "--id_face", 1)
+    assert code == 1 and "There is no face 1 in the photograph" in err
+
+
 def test_a_batch_skips_a_bad_line_says_which_and_goes_on(tmp_path: Path):
     photo = os.path.relpath(PHOTO, tmp_path)
     small = {"width": 96, "height": 128, "num_steps": 2, "seed": 5}
@@ -398,5 +409,5 @@ def test_info_says_what_is_here_and_what_fits(tmp_path: Path):
 
 def test_every_setting_of_a_request_has_a_flag_or_stands_in_another():
     flags = {f.name for f in fields(PictureOptions)}
-    elsewhere = {"id_images": "id_image", "plugins": "lora"}
+    elsewhere = {"id_images": "id_image", "id_faces": "id_face", "plugins": "lora"}
     assert all(elsewhere.get(f.name, f.name) in flags for f in fields(GenerationRequest))

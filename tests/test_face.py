@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infu.detectors import ANTELOPE, Face, load_detector
-from infu.errors import BrokenFile, MissingFile, ModelError, NoFaceError
-from infu.face import LADDER, TEMPLATE, FaceStack, align, find_faces, fit_similarity, order_faces, unit
+from infu.errors import BrokenFile, InvalidRequest, MissingFile, ModelError, NoFaceError
+from infu.face import LADDER, TEMPLATE, FaceStack, align, find_faces, fit_similarity, found, order_faces, unit
 from infu.images import read_photo
 from infu.recognisers import load_recogniser
 
@@ -305,6 +305,7 @@ class Counted:
 
 def test_second_picture_of_the_same_photograph_runs_neither_network(monkeypatch):
     runs = Counter()
+    found.clear()
     for name, network in (("detector", load_detector(None)), ("recogniser", load_recogniser(None))):
         monkeypatch.setattr(network, "session", Counted(network.session, runs, name))
     stack = FaceStack(None, None, 192)
@@ -341,3 +342,33 @@ def test_stack_loads_nothing_until_it_is_used(tmp_path):
 def test_embedding_of_another_length_than_the_model_takes_is_refused(size, needed):
     with pytest.raises(ModelError, match=f"{size} numbers.*makes 192.*{needed}"):
         FaceStack(None, None, size).embed([ASTRONAUT])
+
+
+def test_another_face_than_the_first_can_be_meant(stack):
+    """Two people in one photograph: whoever is meant is embedded as if photographed alone."""
+    small = cv2.resize(ASTRONAUT, (384, 384), interpolation=cv2.INTER_AREA)
+    both = np.full((512, 1024, 3), 128, np.uint8)
+    both[:, :512], both[:384, 600:984] = ASTRONAUT, small[:, ::-1]
+    first, second = stack.find(both)
+    assert first.box[0] < 512 < second.box[0]
+    alone = stack.embed([np.ascontiguousarray(small[:, ::-1])])
+    assert stack.embed([both], [1]) @ alone > 0.98 > stack.embed([both]) @ alone
+    np.testing.assert_array_equal(stack.embed([both], [0]), stack.embed([both]))
+    mean = stack.embed([both]) + stack.embed([both], [1])
+    np.testing.assert_allclose(
+        stack.embed([both, both], [0, 1]), mean / np.linalg.norm(mean), rtol=0, atol=1e-6
+    )
+    with pytest.raises(InvalidRequest, match="no face 2 in the photograph: .* 0 to 1"):
+        stack.embed([both], [2])
+
+
+def test_a_photograph_looked_at_before_is_not_searched_again_by_another_stack(monkeypatch):
+    runs = Counter()
+    monkeypatch.setattr(
+        load_detector(None), "session", Counted(load_detector(None).session, runs, "detector")
+    )
+    picture = np.ascontiguousarray(ASTRONAUT[:, 5:])
+    find_faces(picture)
+    looked = runs["detector"]
+    FaceStack(None, None, 192).embed([picture])
+    assert looked == runs["detector"] > 0
