@@ -26,10 +26,11 @@ from page.loras import draw_loras, wire_loras
 from page.person import draw_person, wire_photo
 from page.pose import draw_pose, wire_pose
 from page.settings import draw_settings, wire_settings
+from page.size import draw_size, wire_size
 from page.studio import Studio
 from page.texts import I18N, label
 from page.uploads import KEPT_SECONDS, SWEEP_SECONDS
-from page.wishes import draw_wishes
+from page.wishes import draw_wishes, take_apart, wire_wishes
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -37,11 +38,13 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)
     ) as blocks:
+        defaults = DEFAULTS.replace(**read_defaults(studio.options))
         notice = draw_head(studio.notice())
         with gr.Row(elem_id="work"):
             with gr.Column(min_width=320):
                 photo = draw_person()
-                prompt = draw_wishes()
+                prompt, style, final = draw_wishes()
+                shape, swap = draw_size(defaults.width, defaults.height)
                 generate, stop = draw_buttons()
             with gr.Column(min_width=320):
                 answer = draw_answer()
@@ -50,18 +53,19 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Accordion("LoRA", open=False, elem_id="lora"):
             loras, lora_scale, report = draw_loras()
         with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
-            defaults = DEFAULTS.replace(**read_defaults(studio.options))
             source, settings = draw_settings(studio.options["model_version"], defaults)
         timer = gr.Timer(1.0)
 
         released = {"input_image": photo, "control_image": control, "prompt": prompt, **settings}
         wire_api(studio, released, loras, lora_scale)
-        controls = released | {"loras": loras, "lora_scale": lora_scale}
+        controls = released | {"style": style, "loras": loras, "lora_scale": lora_scale}
         running = wire_answer(studio, controls, generate, stop, answer)
         wire_photo(photo)
         wire_pose(control)
         wire_loras(studio, loras, report)
-        wire_settings(source, prompt, settings)
+        wire_wishes(prompt, style, final)
+        wire_size(studio, shape, swap, photo, settings["width"], settings["height"])
+        take_apart(wire_settings(source, prompt, settings), prompt, style)
         running.then(studio.look, None, [notice, timer], **QUICK)
         gr.on([blocks.load, timer.tick], studio.look, None, [notice, timer], **QUICK)
     return blocks

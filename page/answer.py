@@ -15,6 +15,7 @@ from page.studio import Studio
 from page.texts import label, say
 from page.told import told
 from page.uploads import read_loras, read_upload, save_picture_file, with_previews
+from page.wishes import make_prompt
 
 Asked = dict[str, Any]  # the values of the page's controls, by name
 
@@ -118,7 +119,7 @@ def ask(studio: Studio, asked: Asked) -> Iterator[Any]:
         loras=read_loras(asked["loras"], asked["lora_scale"]),
         id_image=read_upload(asked["input_image"]),
         control_image=read_upload(asked["control_image"]),
-        prompt=asked["prompt"],
+        prompt=make_prompt(asked["prompt"], asked["style"]),
         **settings,
     )
 

@@ -90,8 +90,11 @@ def draw_slider(defaults: GenerationRequest, name: str, high: float) -> gr.Slide
     return gr.Slider(0.0, high, value, step=0.05, label=label(name), min_width=220, elem_id=name)
 
 
-def wire_settings(source: gr.File, prompt: gr.Textbox, settings: dict[str, gr.components.Component]) -> None:
-    source.upload(restore, source, [source, prompt, *settings.values()], **RAW, **QUIET)
+def wire_settings(
+    source: gr.File, prompt: gr.Textbox, settings: dict[str, gr.components.Component]
+) -> gr.events.Dependency:
+    """Returns the event after which a picture's settings are back."""
+    return source.upload(restore, source, [source, prompt, *settings.values()], **RAW, **QUIET)
 
 
 @told
