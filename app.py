@@ -18,6 +18,7 @@ import typer
 from infu.errors import InfuError
 from infu.models import read_defaults
 from infu.options import ModelOptions, spread
+from infu.space import choose_model, is_public, on_space
 from page.answer import draw_answer, draw_buttons, wire_answer
 from page.api import offer_tool, wire_api
 from page.events import QUICK
@@ -80,12 +81,14 @@ def serve(
 ) -> None:
     """Serve the page until it is interrupted or ended; its files go with it."""
     try:
-        studio = Studio(**model.loading())
+        studio = Studio(public=share or is_public(), **choose_model(model.loading()))
     except InfuError as error:
         raise SystemExit(str(error)) from None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="infu-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        if on_space():
+            studio.load_early()  # ZeroGPU packs what this thread has put on `cuda` when the page is launched
         blocks = build_page(studio)
         blocks.launch(
             server_name=host,

@@ -30,11 +30,19 @@ def describe(request: GenerationRequest, backend: Backend, loras: Sequence[LoraF
         "model_version": backend.model_version,
         "backend": backend.name,
         "dtype": backend.dtype,
-        "identity": request.has_identity,
-        "control_photo": request.control_image is not None,
         "loras": [lora.report for lora in loras],
     }
-    return made_by | request.settings()
+    return made_by | request.settings() | describe_person(request)
+
+
+def describe_person(request: GenerationRequest) -> dict[str, Any]:
+    """Of the metadata, what reading a request's photographs changes in it (`pipeline.read_photographs`)."""
+    settings = request.settings()
+    points = {name: settings[name] for name in ("control_keypoints", "pose")}
+    return points | {
+        "identity": request.has_identity,
+        "control_photo": request.control_image is not None,
+    }
 
 
 def picture_metadata(metadata: dict[str, Any], k: int) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import gradio as gr
 from backends import load_backend
 from infu.cli import find_lora
 from infu.errors import InfuError
-from infu.models import MINI
-from infu.pipeline import Result, Step, stream
+from infu.models import MINI, VERSIONS
+from infu.pipeline import Result, Step
 from infu.request import GenerationRequest, Lora
+from infu.space import is_public, on_space
+from page.device import Device
 from page.texts import label
 
 if TYPE_CHECKING:
@@ -26,25 +28,39 @@ NOT_LOADED = "The model could not be loaded; the server's log says why. The next
 
 
 class Studio:
-    """The one loaded model, and what the page and the API ask of it. Lives as long as the server."""
+    """The one loaded model, and what the page and the API ask of it. Lives as long as the server.
 
-    def __init__(self, **options: Any):
+    `public`: visitors are strangers. Nothing that one of them types or sends may then be a path of this
+    machine, a hub id, or another visitor's file: what asks for those is not drawn, and not obeyed.
+    """
+
+    def __init__(self, public: bool | None = None, **options: Any):
+        self.public = is_public() if public is None else public
         self.options = options  # load_backend's
-        self.backend: Backend | None = None
+        self.device = Device()
         self.trouble = ""  # why the last load failed
         self.loading = threading.Lock()
 
+    @property
+    def backend(self) -> "Backend | None":
+        return self.device.backend
+
     def load(self) -> "Backend":
-        """The backend, loaded at the first call. A failed load raises, and is tried again at the next."""
+        """The backend, loaded at the first call. A failed load raises, and is tried again at the next; but
+        on a Space the mini model takes the place of one that cannot be had there."""
         with self.loading:
-            if self.backend is None:
+            if self.device.backend is None:
                 self.trouble = ""
                 try:
-                    self.backend = load_backend(**self.options)
+                    self.device.backend = load_backend(**self.options)
                 except Exception as error:
                     self.trouble = str(error) if isinstance(error, InfuError) else NOT_LOADED
-                    raise
-            return self.backend
+                    if not on_space() or not isinstance(error, InfuError):
+                        raise
+                    LOG.error("The mini model takes the place of the model asked for. %s", error)
+                    self.options = {"name": self.options["name"], "model_version": VERSIONS[0]}
+                    self.device.backend = load_backend(**self.options)
+            return self.device.backend
 
     def load_early(self) -> None:
         """Load before the first request asks for it. What goes wrong is shown by `notice`."""
@@ -58,7 +74,8 @@ class Studio:
     def notice(self) -> str:
         """What a visitor should know of the model, as HTML; empty when there is nothing to say."""
         if self.trouble:
-            return f"<p>{html.escape(self.trouble)}</p>"
+            instead = f"{label('mini_instead')} " if self.backend else ""
+            return f"<p>{instead}{html.escape(self.trouble)}</p>"
         if self.backend is None:
             return f"<p>{label('loading')}</p>"
         return f"<p>{label('mini_notice')} {REAL}</p>" if self.backend.model_name == MINI.name else ""
@@ -76,11 +93,9 @@ class Studio:
         settings["seed"] = settings["seed"] or None  # 0 is random, as released
         request = GenerationRequest(**settings)  # a wrong setting is told before a model is loaded
         backend = self.load()
-        if model_version and backend.model_version not in (None, model_version):
-            backend.use_version(model_version)
         chosen = {"realism": enable_realism, "anti_blur": enable_anti_blur}
         loras += tuple(find_lora(backend, name) for name, on in chosen.items() if on)
-        yield from stream(request.replace(plugins=loras), backend, enough=enough)
+        yield from self.device.stream(request.replace(plugins=loras), model_version, enough)
 
     def look(self) -> tuple[str, Any]:
         """The notice of now, and whether the page should go on asking."""

@@ -23,6 +23,8 @@ def told(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
             yield from handler(*args, **kwargs)
         except InfuError as error:  # gr.Error renders HTML, and the sentence may quote the user
             raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+        except gr.Error:  # ZeroGPU's own: no GPU is free, a visitor's quota is spent
+            raise
         except Exception:
             LOG.exception("A request failed.")
             raise gr.Error(FAILED, print_exception=False) from None
