@@ -20,6 +20,7 @@ from infu.models import ModelFiles
 from infu.preview import LatentColours, read_latent_colours
 from infu.prompt import Tokenizers
 from infu.request import Lora
+from infu.weights.changes import ControlPicture
 from infu.weights.checkpoint import has_guidance
 from infu.weights.lora import LoraFile, Shapes, read_lora
 
@@ -97,7 +98,13 @@ class Backend(ABC):
 
     @abstractmethod
     def make_base_constants(
-        self, sigmas: Sequence[float], width: int, height: int, text: Text, guidance_scale: float
+        self,
+        sigmas: Sequence[float],
+        width: int,
+        height: int,
+        text: Text,
+        guidance_scale: float,
+        controls: Sequence[ControlPicture] = (),
     ) -> Any:
         """What the DiT needs at every step of one picture of width x height pixels."""
 
@@ -143,6 +150,10 @@ class Backend(ABC):
     @abstractmethod
     def module_shapes(self) -> Mapping[str, Shapes]:
         """The networks that a LoRA may change, and the shape of each of their modules' weights."""
+
+    def read_loras(self, plugins: Sequence[Lora]) -> list[tuple[LoraFile, float]]:
+        """The files and scales of those LoRAs that count: one of scale 0 is as if absent."""
+        return [(self.read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
 
     def read_lora(self, path: str | Path) -> LoraFile:
         """A LoRA by its path, size and time: known ones are not read again."""

@@ -1,7 +1,8 @@
 """A file of requests, one JSON object a line -> requests; what is wrong with a line is said of that line.
 
 Keys are `GenerationRequest`'s fields; files are named relative to the folder of the file they stand in.
-`"plugins": [{"lora": "style.safetensors", "scale": 0.8}]`. A missing seed, or null, is a random one.
+`"plugins": [{"lora": "style.safetensors", "scale": 0.8}]`, a control LoRA with an `"image"` besides. A
+missing seed, or null, is a random one.
 """
 
 import json
@@ -69,8 +70,10 @@ def find(key: str, name: Any, folder: Path) -> Path:
 
 
 def read_plugin(plugin: Any, folder: Path) -> Lora:
-    if not isinstance(plugin, dict) or "lora" not in plugin or plugin.keys() - {"lora", "scale"}:
+    if not isinstance(plugin, dict) or "lora" not in plugin or plugin.keys() - {"lora", "scale", "image"}:
         raise InvalidRequest(
             f'A plugin is written as {{"lora": "FILE", "scale": 1.0}}, not as {shown(plugin)}.'
         )
-    return check_lora(Lora(find("lora", plugin["lora"], folder), plugin.get("scale", 1.0)))
+    image = plugin.get("image")
+    image = None if image is None else find("image", image, folder)
+    return check_lora(Lora(find("lora", plugin["lora"], folder), plugin.get("scale", 1.0), image))

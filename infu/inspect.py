@@ -116,6 +116,8 @@ def draw_match(values: Mapping[str, Any]) -> list[str]:
         return ["  Give --base_model_path to see which modules of a model it changes."]
     used = ", ".join(f"{count} modules of {NETWORKS[name]}" for name, count in values["matched"].items())
     lines = [f"  changes {used}"]
+    if values["needs_picture"]:
+        lines.append("  a control LoRA: it needs a picture to follow (--lora FILE:SCALE:PICTURE)")
     lines += [f"  left out, as {reason}: {keys}" for reason, keys in values["ignored"].items()]
     if values["unused"]:
         lines.append(f"  not used ({values['unused']['count']} tensors): {values['unused']['names']}")

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -140,7 +141,9 @@ class PictureOptions:
     infusenet_guidance_end: float = option(1.0, "Share of the steps after which it ends.")
     enable_realism_lora: bool = option(False, "Add the released realism LoRA.")
     enable_anti_blur_lora: bool = option(False, "Add the released anti-blur LoRA.")
-    lora: list[str] = option([], "FILE or FILE:SCALE; repeat for several.")
+    lora: list[str] = option(
+        [], "FILE, FILE:SCALE, or of a control LoRA FILE:SCALE:PICTURE; repeat for several."
+    )
 
     def request(self) -> GenerationRequest:
         """The request, all files of it looked at, so that a wrong name shows before a model is loaded."""
@@ -182,14 +185,15 @@ def read_array(name: str, path: Path | None) -> np.ndarray | None:
 
 
 def read_lora(text: str) -> Lora:
-    """`FILE` or `FILE:SCALE`. The file's own name may hold colons."""
-    name, colon, scale = text.rpartition(":")
-    if colon and name and not Path(text).is_file():
+    """`FILE`, `FILE:SCALE` or `FILE:SCALE:PICTURE`. The files' own names may hold colons."""
+    readings = [(text, 1.0, None)]
+    for colon in re.finditer(":", text):
+        scale, _, image = text[colon.end() :].partition(":")
         try:
-            return check_lora(Lora(name, float(scale)))
+            readings.append((text[: colon.start()], float(scale), image or None))
         except ValueError:
-            pass  # the colon is the file's
-    return check_lora(Lora(text))
+            pass  # the colon is a file's
+    return check_lora(Lora(*next((r for r in readings if Path(r[0]).is_file()), readings[-1])))
 
 
 def check_lora(lora: Lora) -> Lora:
@@ -200,7 +204,7 @@ def check_lora(lora: Lora) -> Lora:
 
 def check_photos(request: GenerationRequest) -> GenerationRequest:
     """The same request. Raises `PhotoError` where one of its photographs cannot be used."""
-    for photo in (*request.photos, request.control_image):
+    for photo in (*request.photos, request.control_image, *(lora.image for lora in request.loras)):
         if photo is not None:
             read_photo(photo)
     return request

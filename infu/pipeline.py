@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from infu.errors import InvalidRequest, NonFiniteError
 from infu.flow import make_sigmas
@@ -23,7 +23,9 @@ from infu.metadata import describe, picture_metadata
 from infu.noise import make_noise, pack_latents
 from infu.pose import place_pose
 from infu.preview import draw_preview
-from infu.request import GenerationRequest
+from infu.request import GenerationRequest, Lora
+from infu.weights.changes import ControlPicture
+from infu.weights.lora import LoraFile
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -124,6 +126,7 @@ def stream(
     noise = check_noise(request, noise)
     person = read_photographs(request, backend)  # no face: an error, before any network runs
     with backend.lock, backend.plugged(request.plugins) as loras:
+        controls = encode_controls(request, backend, loras)
         text = backend.encode_prompt(request.prompt, request.max_sequence_length)
         notes = [note for lora in loras for note in lora.notes]
         notes += backend.tokenizers.notes(request.prompt, request.max_sequence_length)
@@ -132,7 +135,7 @@ def stream(
         if person.has_identity:
             identity = backend.project_identity(person.id_embedding)
             control = backend.encode_image(draw_control(person))  # a black one like any other
-        constants = make_constants(request, backend, text, negative, identity, control)
+        constants = make_constants(request, backend, text, negative, identity, control, controls)
         metadata = describe(request, backend, loras)
         for k in range(request.num_images):  # one by one: picture k is exactly the single run of its seed
             latents, steps = yield from denoise(request, backend, k, noise[k : k + 1], constants, enough)
@@ -156,13 +159,14 @@ class Constants:
     side: Any
 
 
-def make_constants(request, backend, text, negative, identity, control) -> Constants:
+def make_constants(request, backend, text, negative, identity, control, controls) -> Constants:
     width, height = request.run_size
     sigmas = make_sigmas(request.num_steps, width // 16 * (height // 16), backend.scheduler)
-    base = backend.make_base_constants(sigmas, width, height, text, request.guidance_scale)
+    size, steered = (sigmas, width, height), (request.guidance_scale, controls)
+    base = backend.make_base_constants(*size, text, *steered)
     opposite = side = None
     if negative is not None:
-        opposite = backend.make_base_constants(sigmas, width, height, negative, request.guidance_scale)
+        opposite = backend.make_base_constants(*size, negative, *steered)
     if any(map(request.infuses, range(request.num_steps))):
         side = backend.make_infuse_constants(sigmas, width, height, identity, text, control)
     return Constants(sigmas, base, opposite, side)
@@ -234,6 +238,38 @@ def draw_control(request: GenerationRequest) -> np.ndarray:
     if request.control_keypoints is None:
         return np.zeros((height, width, 3), np.uint8)
     return draw_keypoints(request.control_keypoints, width, height)
+
+
+def encode_controls(
+    request: GenerationRequest, backend: Backend, loras: Sequence[LoraFile]
+) -> list[ControlPicture]:
+    """The pictures of the control LoRAs among `loras`, the files of `request.loras`, in the same order."""
+    controls = []
+    for plugin, lora in zip(request.loras, loras, strict=True):
+        photo = read_control(request, plugin, lora)
+        if lora.control is not None:
+            matrix, factor = lora.control
+            controls.append(ControlPicture(matrix, factor * plugin.scale, backend.encode_image(photo)))
+    return controls
+
+
+def read_control(request: GenerationRequest, plugin: Lora, lora: LoraFile) -> np.ndarray | None:
+    """The picture of a control LoRA, uint8 RGB, as large as the run; None for any other LoRA."""
+    if (lora.control is None) != (plugin.image is None):
+        raise InvalidRequest(
+            f"{lora.name} is a control LoRA: it needs a picture to follow (its edges or depth). "
+            "Give one with it, as Lora(path, scale, image), or on the command line FILE:SCALE:PICTURE."
+            if plugin.image is None
+            else f"{lora.name} is no control LoRA and takes no picture. Leave the picture out."
+        )
+    if plugin.image is None:
+        return None
+    photo = ImageOps.fit(
+        Image.fromarray(read_photo(plugin.image)), (request.width, request.height), Image.Resampling.LANCZOS
+    )
+    width, height = request.run_size  # a little larger, and cut again after decoding
+    beyond = ((0, height - request.height), (0, width - request.width), (0, 0))
+    return np.pad(np.asarray(photo), beyond, mode="edge")
 
 
 def encode_negative(request: GenerationRequest, backend: Backend) -> Any:

@@ -1,7 +1,7 @@
 """What a user asks for: `GenerationRequest` and its plug-ins, checked once, where they are made."""
 
 import secrets
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ MAX_PROMPT = 20_000  # characters: far beyond what 512 T5 tokens hold; stops a m
 @dataclass(frozen=True)
 class Lora:
     """A LoRA on the base model. `path`: a safetensors file; `scale` may be 0 (as if absent) or negative.
+    `image`: what a control LoRA follows (its edges or depth, as the LoRA was made for), a photograph in any
+    form that `id_image` takes; cut to the output's shape about its middle.
 
     Raises `InvalidRequest` when `path` is no path, or `scale` not a number from -10 to 10.
     """
 
     path: str | Path
     scale: float = 1.0
+    image: Any = field(default=None, repr=False, hash=False)
 
     def __post_init__(self):
         if not isinstance(self.path, str | Path):
@@ -123,6 +126,11 @@ class GenerationRequest:
         return self.id_images if self.id_image is None else (self.id_image,)
 
     @property
+    def loras(self) -> tuple[Lora, ...]:
+        """Those that count: a LoRA of scale 0 is as if absent."""
+        return tuple(plugin for plugin in self.plugins if plugin.scale != 0)
+
+    @property
     def has_identity(self) -> bool:
         return bool(self.photos) or self.id_embedding is not None
 
@@ -144,7 +152,11 @@ class GenerationRequest:
     def settings(self) -> dict[str, Any]:
         """Everything but the pictures and the identity, as plain JSON values (see metadata.py)."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PRIVATE}
-        values["plugins"] = [{"lora": Path(p.path).name, "scale": p.scale} for p in self.plugins]
+        values["plugins"] = [
+            {"lora": Path(p.path).name, "scale": p.scale}
+            | ({} if p.image is None else {"control_photo": True})
+            for p in self.plugins
+        ]
         if self.control_keypoints is not None:
             values["control_keypoints"] = self.control_keypoints.tolist()
         return values

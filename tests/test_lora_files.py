@@ -144,7 +144,7 @@ FOREIGN = {
     "sdxl_kohya": "Stable Diffusion XL", "sdxl_diffusers": "Stable Diffusion XL",
     "sd15_kohya": "Stable Diffusion 1", "sd3_kohya": "Stable Diffusion 3", "flux2_diffusers": "FLUX.2",
     "flux2_bfl": "FLUX.2", "flux2_bfl_blocks_only": "FLUX.2", "wan": "Wan", "qwen_image": "Qwen-Image",
-    "bfl_control": "FLUX.1 Control LoRA", "oft_kohya": "OFT", "glora_kohya": "GLoRA",
+    "bfl_control": "is a control LoRA: it needs a picture", "oft_kohya": "OFT", "glora_kohya": "GLoRA",
     "xlabs_ip_adapter": "IP-Adapter", "controlnet": "ControlNet", "flux_checkpoint": "a whole model",
     "textual_inversion": "textual inversion",
 }  # fmt: skip

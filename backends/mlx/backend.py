@@ -11,7 +11,7 @@ import numpy as np
 
 from backends.base import Backend, Text
 from backends.mlx import dit, infusenet, load
-from backends.mlx.lora import Branches, branched, weight_shapes
+from backends.mlx.lora import Branches, branched, embed_controls, weight_shapes
 from backends.mlx.quantise import check_bits
 from backends.mlx.stream import is_in_block, is_modulation
 from infu.cache import digest
@@ -21,6 +21,7 @@ from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
 from infu.request import Lora
+from infu.weights.changes import ControlPicture
 from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile
 
 MAX_CACHE = 1 << 30  # bytes of freed arrays MLX keeps for reuse: a step's activations, not whole networks
@@ -125,12 +126,20 @@ class MlxBackend(Backend):
         return self.cache("identity", digest(embedding), project)
 
     def make_base_constants(
-        self, sigmas: Sequence[float], width: int, height: int, text: Text, guidance_scale: float
+        self,
+        sigmas: Sequence[float],
+        width: int,
+        height: int,
+        text: Text,
+        guidance_scale: float,
+        controls: Sequence[ControlPicture] = (),
     ) -> dit.Constants:
         self._rest_encoders()
-        return evaluated(
-            dit.make_constants(self._dit, sigmas, width, height, text.states, text.pooled, guidance_scale)
+        constants = dit.make_constants(
+            self._dit, sigmas, width, height, text.states, text.pooled, guidance_scale
         )
+        control = embed_controls(controls)
+        return evaluated(constants._replace(control=None if control is None else control.astype(self._dtype)))
 
     def make_infuse_constants(
         self,
@@ -176,7 +185,7 @@ class MlxBackend(Backend):
 
     @contextmanager
     def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[LoraFile]]:
-        files = [(self.read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
+        files = self.read_loras(plugins)
         if not files:
             yield []
             return

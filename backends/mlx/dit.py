@@ -54,6 +54,7 @@ class Constants(NamedTuple):
     out: (
         mx.array | None
     )  # scale, shift (diffusers' order, not BFL's) of the DiT's last norm; InfuseNet has none
+    control: mx.array | None = None  # (B, L, D), what control LoRAs add to the embedded latents
 
     def at(self, step: int) -> "Constants":
         doubles = [(img[step], txt[step]) for img, txt in self.doubles]
@@ -88,6 +89,8 @@ class DiT(nn.Module):
     ) -> mx.array:
         """latents (B, L, 64) in the weights' dtype, `constants` of this step -> velocity (B, L, 64)."""
         img, txt, rope = self.x_embedder(latents), constants.txt, constants.rope
+        if constants.control is not None:
+            img = img + constants.control
         for i, block in enumerate(self.transformer_blocks):
             img, txt = block(img, txt, *constants.doubles[i], rope)
             if residuals is not None:

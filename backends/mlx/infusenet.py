@@ -49,7 +49,7 @@ class InfuseNet(nn.Module):
 
     def __call__(self, latents: mx.array, constants: InfuseConstants, scale: float) -> Residuals:
         """latents (B, L, 64) in the weights' dtype, `constants` of this step -> a residual per block."""
-        (txt, rope, double_mods, single_mods, _), control = constants
+        (txt, rope, double_mods, single_mods, *_), control = constants
         img = self.x_embedder(latents) + control
         doubles, singles = [], []
         for block, modulation, out in zip(

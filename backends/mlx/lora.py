@@ -17,7 +17,16 @@ import numpy as np
 from backends.mlx.compressed import CompressedLinear
 from backends.mlx.layers import find_module, replace_module
 from backends.mlx.stream import Streamed
-from infu.weights.changes import Change, Hadamard, Kronecker, LowRank, Matrix, Rows
+from infu.weights.changes import (
+    Change,
+    ControlPicture,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Matrix,
+    Replacement,
+    Rows,
+)
 
 Changes = Mapping[str, Change]  # module name -> what one file does to it
 Branch = Callable[[nn.Module, mx.array, mx.array], mx.array]  # layer, input, output -> what is added
@@ -73,7 +82,11 @@ class Branches:
     def _exchange(self, module: nn.Module, change: Change, scale: float) -> None:
         """Give a norm or an embedding its changed weight and bias."""
         changed = {}
-        if change.matrix is not None:
+        if isinstance(change.matrix, Replacement):
+            befores = (w for other, leaf, w in self._exchanged if other is module and leaf == "weight")
+            own = next(befores, module["weight"]).astype(mx.float32)  # as it is without other LoRAs
+            changed["weight"] = scale * (to_array(change.matrix.values, mx.float32) - own)
+        elif change.matrix is not None:
             matrix = multiplied_out(to_arrays(change.matrix, mx.float32))
             changed["weight"] = scale * change.factor * matrix
         if change.bias is not None:
@@ -162,6 +175,12 @@ class BranchMaker:
         layer, change = self._whole(name), self._changes[name]
         matrix = multiplied_out(to_arrays(change.matrix, mx.float32))
         return whole_weight(layer).astype(mx.float32) + change.factor * matrix
+
+
+def embed_controls(controls: Iterable[ControlPicture]) -> mx.array | None:
+    """What control LoRAs add to x_embedder's output, float32 (1, L, D); None where there are none."""
+    terms = [c.factor * times(to_arrays(c.matrix, mx.float32), c.latents) for c in controls]
+    return sum(terms) if terms else None
 
 
 def times(matrix: Matrix, x: mx.array) -> mx.array:

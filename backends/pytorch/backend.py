@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor
 from backends.base import Backend, Text
 from backends.pytorch import dit, infusenet, load
 from backends.pytorch.load import load_network
-from backends.pytorch.lora import Branches
+from backends.pytorch.lora import Branches, embed_controls
 from backends.pytorch.resident import Resident
 from infu.cache import digest
 from infu.errors import InvalidRequest, NotEnoughMemory
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
 from infu.request import Lora
+from infu.weights.changes import ControlPicture
 from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile
 
 
@@ -140,10 +141,20 @@ class PytorchBackend(Backend):
 
     @on_device
     def make_base_constants(
-        self, sigmas: Sequence[float], width: int, height: int, text: Text, guidance_scale: float
+        self,
+        sigmas: Sequence[float],
+        width: int,
+        height: int,
+        text: Text,
+        guidance_scale: float,
+        controls: Sequence[ControlPicture] = (),
     ) -> dit.Constants:
         network = self._branches[TRANSFORMER].attach(self._dit.arrive())
-        return dit.make_constants(network, sigmas, width, height, text.states, text.pooled, guidance_scale)
+        constants = dit.make_constants(
+            network, sigmas, width, height, text.states, text.pooled, guidance_scale
+        )
+        control = embed_controls(controls)
+        return replace(constants, control=None if control is None else control.to(self._dtype))
 
     @on_device
     def make_infuse_constants(
@@ -186,7 +197,7 @@ class PytorchBackend(Backend):
 
     @contextmanager
     def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[LoraFile]]:
-        files = [(self.read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
+        files = self.read_loras(plugins)
         self._branches = self._make_branches(files)
         self._text_loras = tuple((file, scale) for file, scale in files if file.changes_text)
         try:

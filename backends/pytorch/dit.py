@@ -44,6 +44,7 @@ class Constants:
     ]  # image, text: attn, MLP
     singles: list[Modulation]
     out: Modulation | None  # of the DiT's last layer; InfuseNet has none
+    control: Tensor | None = None  # (1, L, D), what control LoRAs add to the embedded latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,8 @@ def velocity(
 ) -> Tensor:
     """latents (1, L, 64) in the network's dtype -> velocity (1, L, 64). A batch of B with `EACH` as step."""
     img, txt = dit.x_embedder(latents), constants.text
+    if constants.control is not None:
+        img = img + constants.control
     for i, block in enumerate(dit.transformer_blocks):
         img, txt = run(dit, double_block, block, img, txt, constants.doubles[i], step, constants.rope)
         if residuals is not None:

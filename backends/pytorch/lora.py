@@ -13,7 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.pytorch.tensors import to_tensor
-from infu.weights.changes import Change, Dense, Hadamard, Kronecker, LowRank, Matrix, Rows
+from infu.weights.changes import (
+    Change,
+    ControlPicture,
+    Dense,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Matrix,
+    Replacement,
+    Rows,
+)
 
 Changes = Mapping[str, Change]  # module name -> what one file does to it
 Branch = Callable[[nn.Module, Tensor, Tensor], Tensor]  # module, input, output -> what is added to the output
@@ -72,6 +82,11 @@ class BranchMaker:
             apply = self._make_dora(name, change, matrix)
         elif matrix is None:
             apply = None
+        elif isinstance(matrix, Replacement):
+            times, scale = applier(module, matrix), self._scale
+
+            def apply(module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+                return scale * (times(x) - output)
         else:
             times = applier(module, matrix)
             factor = self._scale * change.factor
@@ -126,12 +141,26 @@ class BranchMaker:
 
     def _matrix(self, matrix: Matrix, dtype: torch.dtype | None = None) -> Matrix:
         """The same form, its arrays as tensors on the device."""
-        arrays = {name: value for name, value in vars(matrix).items() if isinstance(value, np.ndarray)}
-        tensors = {name: self._tensor(array, dtype) for name, array in arrays.items()}
-        return type(matrix)(**vars(matrix) | tensors)
+        return to_tensors(matrix, self._device, dtype or self._network.dtype)
 
     def _tensor(self, array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
         return to_tensor(array).to(self._device, dtype or self._network.dtype)
+
+
+def to_tensors(matrix: Matrix, device: str, dtype: torch.dtype) -> Matrix:
+    """The same form, its arrays as tensors."""
+    arrays = {name: value for name, value in vars(matrix).items() if isinstance(value, np.ndarray)}
+    tensors = {name: to_tensor(array).to(device, dtype) for name, array in arrays.items()}
+    return type(matrix)(**vars(matrix) | tensors)
+
+
+def embed_controls(controls: Iterable[ControlPicture]) -> Tensor | None:
+    """What control LoRAs add to x_embedder's output, float32 (1, L, D); None where there are none."""
+    terms = [
+        c.factor * F.linear(c.latents, multiplied_out(to_tensors(c.matrix, c.latents.device, torch.float32)))
+        for c in controls
+    ]
+    return sum(terms) if terms else None
 
 
 def applier(module: nn.Module, matrix: Matrix) -> Callable[[Tensor], Tensor]:
@@ -140,7 +169,9 @@ def applier(module: nn.Module, matrix: Matrix) -> Callable[[Tensor], Tensor]:
         return lambda ids: F.embedding(ids, multiplied_out(matrix))
     if isinstance(module, nn.LayerNorm):
         return lambda x: F.layer_norm(x, matrix.shape, matrix.values, None, module.eps)
-    if isinstance(matrix, Dense) and len(matrix.shape) == 1:  # an RMSNorm; T5 calls its eps otherwise
+    if (
+        isinstance(matrix, Dense | Replacement) and len(matrix.shape) == 1
+    ):  # an RMSNorm; T5 calls its eps otherwise
         eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
         return lambda x: F.rms_norm(x, matrix.shape, matrix.values, eps)
     if isinstance(matrix, LowRank):

@@ -5,6 +5,7 @@ The formulas are LyCORIS' (github.com/KohakuBlueleaf/LyCORIS, `docs/Algo-List.md
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ class LowRank:
 
     def take(self, rows: Rows) -> "LowRank":
         return LowRank(self.down, take(self.up, rows))
+
+    def columns(self, part: slice) -> "LowRank":
+        return LowRank(self.down[:, part], self.up)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,9 @@ class Hadamard:
     def take(self, rows: Rows) -> "Hadamard":
         return Hadamard(take(self.w1_a, rows), self.w1_b, take(self.w2_a, rows), self.w2_b)
 
+    def columns(self, part: slice) -> "Hadamard":
+        return Hadamard(self.w1_a, self.w1_b[:, part], self.w2_a, self.w2_b[:, part])
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -72,8 +79,25 @@ class Dense:
     def take(self, rows: Rows) -> "Dense":
         return Dense(take(self.values, rows))
 
+    def columns(self, part: slice) -> "Dense":
+        return Dense(self.values[:, part])
 
-Matrix = LowRank | Kronecker | Hadamard | Dense
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """A norm's own weight (d,) in place of the network's: W + scale * (values - W)."""
+
+    values: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def take(self, rows: Rows) -> "Replacement":
+        return Replacement(take(self.values, rows))
+
+
+Matrix = LowRank | Kronecker | Hadamard | Dense | Replacement
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +113,24 @@ class Magnitude:
 @dataclass(frozen=True, eq=False)
 class Change:
     """One module's: W + scale * factor * matrix and bias + scale * `bias`, with `magnitude` DoRA's
-    W + scale * (W' - W). `bias` is float32 (out,), its factor within."""
+    W + scale * (W' - W). `bias` is float32 (out,), its factor within. `control`: x_embedder's columns for the
+    latents of a control picture, which scale * factor multiplies too; the network has none such."""
 
     matrix: Matrix | None
     factor: float = 1.0
     bias: np.ndarray | None = None
     magnitude: Magnitude | None = None
+    control: Matrix | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ControlPicture:
+    """What a control LoRA adds to x_embedder's output at every step: factor * `matrix` (D, 64) times the
+    picture's `latents` (1, L, 64), a backend's array."""
+
+    matrix: Matrix
+    factor: float
+    latents: Any
 
 
 def take(array: np.ndarray, rows: Rows) -> np.ndarray:

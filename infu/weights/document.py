@@ -44,6 +44,11 @@ is that of each module, and alpha the module's own, else that of the file's head
 - **DoRA**: V = W + the change; W + s (V magnitude / |V| - W). The lengths are those of rows where the
   magnitudes are (out, 1) or (out), of columns where they are (1, in).
 - **Differences**: W + s `diff`, bias + s `diff_b`; of norms and embeddings too.
+- **Norms of queries and keys**, whole: W + s (`norm` - W).
+- **Control LoRAs** (BFL's Canny, Depth; an x_embedder of twice the columns) follow a picture of edges or
+  depth, made beforehand: `--lora FILE:SCALE:PICTURE`, `Lora(FILE, SCALE, PICTURE)`. It is cut to the output's
+  shape about its middle, and its latents are read by the second half of the columns; the base reads it,
+  InfuseNet never. Without a picture such a file is refused.
 
 Parts for CLIP and T5 change how the prompt is encoded. Keys that fit nothing are named in the notes; a
 file of which nothing fits, whose shapes are another model's, that lacks half a pair or has NaN is

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from infu.errors import BrokenFile, MissingFile
-from infu.weights.changes import Change
+from infu.weights.changes import Change, Matrix
 from infu.weights.files import fold, open_weights
 from infu.weights.foreign import name_foreign_lora
-from infu.weights.lora_module import ENDINGS, check_finite, make_changes, read_settings
-from infu.weights.names import Target, encoder_spellings, spellings
+from infu.weights.lora_module import CONTROLLED, ENDINGS, check_finite, make_changes, read_settings
+from infu.weights.names import NORMS, Target, encoder_spellings, spellings
 
 Shapes = Mapping[str, tuple[int, ...]]  # module name -> shape of its weight
 
@@ -65,6 +65,13 @@ class LoraFile:
         return bool(self.changes.get(CLIP) or self.changes.get(T5))
 
     @property
+    def control(self) -> tuple[Matrix, float] | None:
+        """What a control LoRA (BFL's Canny, Depth) does with its picture's latents (1, L, 64): the matrix
+        (D, 64) and its factor; the product is added to x_embedder's output. None for any other LoRA."""
+        changes = (self.changes.get(TRANSFORMER, {}).get(name) for name in CONTROLLED)
+        return next(((c.control, c.factor) for c in changes if c is not None and c.control is not None), None)
+
+    @property
     def matched(self) -> dict[str, int]:
         return {network: len(changes) for network, changes in self.changes.items() if changes}
 
@@ -73,7 +80,8 @@ class LoraFile:
         """Plain JSON values: how many modules of each network, and what was not used."""
         ignored = {reason: fold(keys) for reason, keys in self.ignored.items()}
         unused = {"count": len(self.unused), "names": fold(self.unused)} if self.unused else None
-        return {"file": self.name, "matched": self.matched, "unused": unused, "ignored": ignored}
+        report = {"file": self.name, "matched": self.matched, "unused": unused, "ignored": ignored}
+        return report | {"needs_picture": self.control is not None}
 
     @property
     def notes(self) -> list[str]:
@@ -136,6 +144,8 @@ def sort_keys(weights: Iterable[str], names: Mapping[str, Mapping[str, Target]])
         reason = next((why for sign, why in IGNORED if re.search(sign, key)), None)
         module, role = split_key(key)
         found = find_target(module, names) if role else None
+        if found and role == "norm" and not found[2].modules[0].endswith(NORMS):
+            found = None  # a whole weight of another layer
         if reason:
             ignored.setdefault(reason, []).append(key)
         elif found is None:

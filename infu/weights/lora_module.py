@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from infu.errors import BrokenFile
-from infu.weights.changes import Change, Dense, Hadamard, Kronecker, LowRank, Magnitude, Matrix, Rows, take
+from infu.weights.changes import (
+    Change,
+    Dense,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Magnitude,
+    Matrix,
+    Replacement,
+    Rows,
+    take,
+)
 from infu.weights.names import Target
 
 Parts = dict[str, np.ndarray]  # a module's tensors, by their role
@@ -31,7 +42,9 @@ ENDINGS = {  # after it: what the tensor is
     "hada_w2_a": (".hada_w2_a",), "hada_w2_b": (".hada_w2_b",),
     "diff": (".scale.diff", ".diff"),
     "diff_b": (".diff_b",),
+    "norm": (".scale", ".weight"),
 }  # fmt: skip
+CONTROLLED = ("x_embedder",)  # a control LoRA's reads a picture's latents beside the noise: twice the columns
 
 
 def check_finite(keys: Mapping[str, str], parts: Parts) -> Parts:
@@ -58,6 +71,7 @@ def make_changes(
     rows = cut_rows(target, [shape[0] for shape in shapes.values()])
     whole = (sum(shape[0] for shape in shapes.values()), *next(iter(shapes.values()))[1:])
     matrix, rank = read_matrix(module, parts)
+    matrix, control = cut_control(module, matrix, parts, target, whole)
     if matrix is not None and matrix.shape != whole:
         raise BrokenFile(describe_mismatch(module, matrix.shape, whole))
     factor = read_factor(module, parts, rank, target, metadata) if matrix is not None else 1.0
@@ -70,7 +84,7 @@ def make_changes(
         if lengths is not None:
             magnitude = Magnitude(lengths if by_column else take(lengths, own), by_column, target.modules)
         cut = None if matrix is None else matrix.take(own)
-        changes[name] = Change(cut, factor, None if bias is None else take(bias, own), magnitude)
+        changes[name] = Change(cut, factor, None if bias is None else take(bias, own), magnitude, control)
     return changes
 
 
@@ -102,7 +116,24 @@ def read_matrix(module: str, parts: Parts) -> tuple[Matrix | None, int]:
     if any(role.startswith(("w1", "w2")) for role in parts):
         (w1, rank1), (w2, rank2) = (read_factor_pair(module, parts, name) for name in ("w1", "w2"))
         return Kronecker(w1, w2), rank1 or rank2
+    if "norm" in parts:
+        return Replacement(parts["norm"]), 0
     return (Dense(parts["diff"]), 0) if "diff" in parts else (None, 0)
+
+
+def cut_control(
+    module: str, matrix: Matrix | None, parts: Parts, target: Target, whole: tuple[int, ...]
+) -> tuple[Matrix | None, Matrix | None]:
+    """A control LoRA's matrix of x_embedder -> its columns for the noise, and those for the control picture;
+    of any other the matrix, None."""
+    if matrix is None or target.modules != CONTROLLED or matrix.shape != (whole[0], 2 * whole[1]):
+        return matrix, None
+    if isinstance(matrix, Kronecker) or "magnitude" in parts:
+        raise BrokenFile(
+            f"The LoRA is a FLUX.1 Control LoRA whose {module} is a LoKr or DoRA, which is not supported. "
+            "Use one whose layer is a plain LoRA, as those of BFL."
+        )
+    return matrix.columns(slice(0, whole[1])), matrix.columns(slice(whole[1], None))
 
 
 def read_factor_pair(module: str, parts: Parts, name: str) -> tuple[np.ndarray, int]:
@@ -185,8 +216,8 @@ def describe_mismatch(module: str, found: tuple[int, ...], wanted: tuple[int, ..
     sizes = f"{module} is {' x '.join(map(str, found))} there and {' x '.join(map(str, wanted))} here"
     if len(found) == len(wanted) == 2 and module.endswith(("img_in", "x_embedder")) and found[1] > wanted[1]:
         return (
-            f"The LoRA reads a picture beside the noise ({sizes}): it is a FLUX.1 Control LoRA (Canny, "
-            "Depth), which is not supported. Use a ControlNet."
+            f"The LoRA reads more than the noise and one control picture ({sizes}): it was made for "
+            "inpainting (FLUX.1 Fill) or the like, which is not supported."
         )
     return f"The LoRA was made for another model{' (FLUX.2)' if flux2 else ''}: {sizes}."
 

@@ -46,6 +46,7 @@ OUTSIDE = {
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 }
 SWAPPED = ("norm_out.linear",)  # BFL: shift, then scale; diffusers: scale, then shift
+NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")  # of queries and keys
 XLABS_DOUBLE = {  # x-flux's processors: 1 is the image stream, 2 the text stream
     "processor.qkv_lora1": QKV,
     "processor.qkv_lora2": TEXT_QKV,
