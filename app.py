@@ -23,6 +23,7 @@ from page.answer import draw_answer, draw_buttons, wire_answer
 from page.api import offer_tool, wire_api
 from page.events import QUICK
 from page.layout import CSS, DEFAULTS, TITLE, draw_head, make_theme
+from page.likeness import draw_likeness, wire_likeness
 from page.loras import draw_loras, wire_loras
 from page.person import draw_person, wire_photo
 from page.pose import draw_pose, wire_pose
@@ -45,6 +46,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Column(min_width=320):
                 photo = draw_person()
                 prompt, style, final = draw_wishes()
+                likeness = draw_likeness()
                 shape, swap = draw_size(defaults.width, defaults.height)
                 generate, stop = draw_buttons()
             with gr.Column(min_width=320):
@@ -63,6 +65,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         running = wire_answer(studio, controls, generate, stop, answer)
         wire_photo(photo)
         wire_pose(control)
+        wire_likeness(studio, *likeness, settings)
         wire_loras(studio, loras, report)
         wire_wishes(prompt, style, final)
         wire_size(studio, shape, swap, photo, settings["width"], settings["height"])

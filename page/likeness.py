@@ -1,0 +1,82 @@
+"""Likeness against freedom: one slider that sets three settings together, as InfiniteYou's authors advise.
+
+The README of github.com/bytedance/InfiniteYou, "Important Usage Tips": `sim_stage1` for more likeness; for
+more freedom first `infusenet_guidance_start` .1 alone, "especially helpful for sim_stage1", and only then
+`infusenet_conditioning_scale` .9.
+"""
+
+import html
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from page.events import QUICK, RAW
+from page.studio import Studio
+from page.texts import label, say
+
+
+class Stop(NamedTuple):
+    """Values of the settings of these names."""
+
+    model_version: str
+    infusenet_conditioning_scale: float
+    infusenet_guidance_start: float
+
+
+STOPS = (
+    Stop("sim_stage1", 1.0, 0.0),
+    Stop("sim_stage1", 1.0, 0.1),
+    Stop("aes_stage2", 1.0, 0.0),  # the released default
+    Stop("aes_stage2", 1.0, 0.1),
+    Stop("aes_stage2", 0.9, 0.1),
+)
+RELEASED = 2
+
+
+def draw_likeness() -> tuple[gr.Slider, gr.HTML]:
+    """The slider, and under it what it set."""
+    with gr.Column(elem_id="likeness", min_width=0):
+        slider = gr.Slider(
+            0,
+            len(STOPS) - 1,
+            RELEASED,
+            step=1,
+            label=label("likeness"),
+            buttons=[],
+            elem_id="likeness_level",
+        )
+        return slider, gr.HTML("", elem_id="likeness_set")
+
+
+def wire_likeness(
+    studio: Studio, slider: gr.Slider, line: gr.HTML, settings: dict[str, gr.components.Component]
+) -> None:
+    """The slider moves the settings; settings moved by hand or by a picture move the slider, where it can
+    stand for them."""
+
+    def choose(level: int, visitor: gr.Request) -> tuple[Any, ...]:
+        stop = stop_at(level, studio.backend.model_versions if studio.backend else None)
+        return *stop, *describe(*stop, visitor)
+
+    moved = [settings[name] for name in Stop._fields]
+    options = QUICK | RAW | {"trigger_mode": "always_last"}
+    slider.input(choose, slider, [*moved, slider, line], **options)
+    gr.on(None, describe, moved, [slider, line], **options)  # None: at first, and whenever one changes
+
+
+def stop_at(level: int, versions: tuple[str, ...] | None) -> Stop:
+    """The stop at this level, or the nearest whose version the model has. None: not known yet, take all."""
+    level = min(max(int(level), 0), len(STOPS) - 1)
+    known = [i for i, stop in enumerate(STOPS) if versions is None or stop.model_version in versions]
+    return STOPS[min(known or [level], key=lambda i: abs(i - level))]
+
+
+def describe(model_version: str | None, scale: float, start: float, visitor: gr.Request) -> tuple[Any, str]:
+    """What is set -> the slider's level, skipped where no stop is that, and the line under it, as HTML."""
+    stop = Stop(model_version or "", round(float(scale or 0), 3), round(float(start or 0), 3))
+    known = stop in STOPS
+    line = say(visitor, "likeness_line", version=html.escape(str(stop[0])), scale=stop[1], start=stop[2])
+    own = "" if known else f"<b>{say(visitor, 'likeness_own')}</b> "
+    ends = f"<span>{say(visitor, 'likeness_more')}</span><span>{say(visitor, 'likeness_free')}</span>"
+    level = STOPS.index(stop) if known else gr.skip()
+    return level, f"<p class='ends' aria-hidden='true'>{ends}</p><p role='status'>{own}{line}</p>"
