@@ -6,6 +6,7 @@ more freedom first `infusenet_guidance_start` .1 alone, "especially helpful for 
 """
 
 import html
+import json
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -54,29 +55,34 @@ def wire_likeness(
     """The slider moves the settings; settings moved by hand or by a picture move the slider, where it can
     stand for them."""
 
-    def choose(level: int, visitor: gr.Request) -> tuple[Any, ...]:
+    def correct(level: int) -> tuple[Any, ...]:
+        """Settings that the browser chose, where this model has no such version -> the nearest it has."""
         stop = stop_at(level, studio.backend.model_versions if studio.backend else None)
-        return *stop, *describe(*stop, visitor)
+        return (gr.skip(),) * 4 if stop == STOPS[level] else (*stop, STOPS.index(stop))
 
     moved = [settings[name] for name in Stop._fields]
     options = QUICK | RAW | {"trigger_mode": "always_last"}
-    slider.input(choose, slider, [*moved, slider, line], **options)
-    gr.on(None, describe, moved, [slider, line], **options)  # None: at first, and whenever one changes
+    # In the browser: an answer of the server's would come when the slider has moved on.
+    chosen = slider.input(None, slider, moved, js=f"(level) => {json.dumps(STOPS)}[level]", **options)
+    chosen.then(correct, slider, [*moved, slider], **options)
+    gr.on(None, describe, [slider, *moved], [slider, line], **options)  # None: at first, and at any change
 
 
 def stop_at(level: int, versions: tuple[str, ...] | None) -> Stop:
     """The stop at this level, or the nearest whose version the model has. None: not known yet, take all."""
-    level = min(max(int(level), 0), len(STOPS) - 1)
     known = [i for i, stop in enumerate(STOPS) if versions is None or stop.model_version in versions]
     return STOPS[min(known or [level], key=lambda i: abs(i - level))]
 
 
-def describe(model_version: str | None, scale: float, start: float, visitor: gr.Request) -> tuple[Any, str]:
-    """What is set -> the slider's level, skipped where no stop is that, and the line under it, as HTML."""
+def describe(
+    level: int, model_version: str | None, scale: float, start: float, visitor: gr.Request
+) -> tuple[Any, str]:
+    """Where the slider is and what is set -> its level, skipped where it is right or no stop is that, and the
+    line under it, as HTML."""
     stop = Stop(model_version or "", round(float(scale or 0), 3), round(float(start or 0), 3))
     known = stop in STOPS
     line = say(visitor, "likeness_line", version=html.escape(str(stop[0])), scale=stop[1], start=stop[2])
     own = "" if known else f"<b>{say(visitor, 'likeness_own')}</b> "
     ends = f"<span>{say(visitor, 'likeness_more')}</span><span>{say(visitor, 'likeness_free')}</span>"
-    level = STOPS.index(stop) if known else gr.skip()
-    return level, f"<p class='ends' aria-hidden='true'>{ends}</p><p role='status'>{own}{line}</p>"
+    right = gr.skip() if not known or STOPS[level] == stop else STOPS.index(stop)
+    return right, f"<p class='ends' aria-hidden='true'>{ends}</p><p role='status'>{own}{line}</p>"

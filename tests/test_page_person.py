@@ -23,9 +23,9 @@ def test_the_likeness_slider_only_asks_for_versions_that_are_there(versions):
 
 def test_the_likeness_slider_says_what_it_set_and_when_it_does_not_stand_for_it():
     visitor = SimpleNamespace(headers={"accept-language": "en"})
-    level, line = describe("sim_stage1", 1, 0.1, visitor)
+    level, line = describe(4, "sim_stage1", 1, 0.1, visitor)
     assert level == 1 and "sim_stage1, strength 1, from 10% of the steps" in line
-    level, line = describe("<b>mine", 1, 0, visitor)
+    level, line = describe(2, "<b>mine", 1, 0, visitor)
     assert not isinstance(level, int) and "Own values:</b> &lt;b&gt;mine" in line
 
 
