@@ -8,9 +8,9 @@ from typing import Any
 
 from infu.errors import BrokenFile, InfuError, MissingFile
 from infu.models import BASE, locate
-from infu.weights.checkpoint import TITLES, Checkpoint, find_parts, open_part
-from infu.weights.files import fold, open_weights
-from infu.weights.foreign import name_file, name_foreign_lora, refuse_weights
+from infu.weights.checkpoint import TITLES, Checkpoint, list_parts, open_part
+from infu.weights.files import open_weights
+from infu.weights.foreign import name_file, name_foreign_lora
 from infu.weights.gguf import GgufFile
 from infu.weights.lora import NETWORKS, PREFIXES, Shapes, find_prefix, read_lora, split_key
 from infu.weights.names import block_numbers
@@ -32,11 +32,7 @@ def describe_file(path: Path, networks: Mapping[str, Shapes] | None = None) -> d
     other = name_file(raw)
     if other is not None:
         return values | {"what": other}
-    parts = find_parts(raw)
-    for part in parts or ["transformer"]:
-        refuse_weights(path.name, raw, part)
-    if not parts:
-        raise BrokenFile(f"{path.name} is of no kind that is known here. It has {fold(raw) or 'no tensors'}.")
+    parts = list_parts(path.name, raw)
     networks = {part: describe_network(open_part(path, part), part) for part in parts}
     return values | {"what": " + ".join(n["what"] for n in networks.values()), "networks": networks}
 

@@ -8,11 +8,13 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from infu import hub
-from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
+from infu.errors import BrokenFile, DownloadError, InvalidRequest, MissingFile, UnknownName
+from infu.weights.checkpoint import TITLES, list_parts, open_part
 from infu.weights.files import AGAIN, open_weights
 from infu.weights.foreign import refuse_pipeline
 from infu.weights.intruder import START, name_intruder
@@ -81,7 +83,8 @@ def locate(
     """The files of a model, each checked; what a hub id names is fetched unless `fetch` is False.
 
     Every path is a folder, a file or a hub id. No path at all is the mini model; a base without `model_dir`
-    is plain FLUX; what is given without a base belongs to FLUX.1-dev.
+    is plain FLUX; what is given without a base belongs to FLUX.1-dev, and so does what a base that is a
+    single file does not hold.
 
     Raises `MissingFile`, `BrokenFile`, `DownloadError`; `UnknownName` for an unknown `model_version`.
     """
@@ -92,8 +95,15 @@ def locate(
     if base_model_path is None and model_dir is None and not given:
         base_model_path, model_dir = MINI / "base", MINI / "InfiniteYou"
     base_model_path = BASE if base_model_path is None else base_model_path
-    parts = {part: find_part(part, path, fetch) for part, path in given.items()}
-    base = find_base(base_model_path, set(parts), fetch)
+    held = find_held_parts(base_model_path)
+    parts = held | {part: find_part(part, path, fetch) for part, path in given.items()}
+    for part, path in parts.items():
+        if path.is_file():
+            open_part(path, part)  # what is no FLUX.1 is refused before gigabytes are fetched to go with it
+    if held:
+        base = find_rest(base_model_path, held, set(parts), fetch)
+    else:
+        base = find_base(base_model_path, set(parts), fetch)
     files = ModelFiles(
         base=base,
         **{part: parts.get(part, base / part) for part in PARTS},
@@ -168,13 +178,40 @@ def find_base(source: str | Path, elsewhere: set[str], fetch: bool) -> Path:
     path = local_path(source, "base_model_path")
     if path is None:
         return find_repo(str(source), base_patterns(elsewhere), fetch)
-    if path.is_file():
-        raise InvalidRequest(
-            f"base_model_path names a single file ({path.name!r}). Give it as transformer_path, and as "
-            f"base_model_path a folder or hub id in the layout of {BASE}."
-        )
     refuse_pipeline(path)
     return path
+
+
+def find_held_parts(source: str | Path) -> dict[str, Path]:
+    """The networks in a base that is a single file (a checkpoint of all or some), each in that file."""
+    path = local_path(source, "base_model_path")
+    if path is None or not path.is_file():
+        return {}
+    held = [part for part in list_parts(path.name, open_weights(path)) if part in PARTS]
+    if "transformer" not in held:
+        raise BrokenFile(
+            f"{path.name} holds {name_parts(held) or TITLES['infusenet']} but no FLUX transformer, so it is "
+            "no base. Give it as vae_path, text_encoder_path, text_encoder_2_path or infusenet_path."
+        )
+    return dict.fromkeys(held, path)
+
+
+def find_rest(source: str | Path, held: Iterable[str], elsewhere: set[str], fetch: bool) -> Path:
+    """FLUX.1-dev's folder, for what a single file holding the networks `held` cannot: configs, tokenizers,
+    schedule, and the networks that are not from `elsewhere`."""
+    try:
+        return find_base(BASE, elsewhere, fetch)
+    except (MissingFile, DownloadError) as error:
+        lacking = name_parts(part for part in PARTS if part not in elsewhere)
+        raise type(error)(
+            f"{Path(source).name} holds {name_parts(held)}. Its configs and tokenizers"
+            f"{f', and {lacking},' if lacking else ''} come from {BASE}, or from a folder of its layout that "
+            f"you give as base_model_path, with the file as transformer_path. {error}"
+        ) from None
+
+
+def name_parts(parts: Iterable[str]) -> str:
+    return ", ".join(TITLES[part] for part in parts)
 
 
 def base_patterns(elsewhere: set[str]) -> list[str]:
@@ -285,7 +322,9 @@ def name_model(base: str | Path, model_dir: str | Path | None) -> str:
     names = []
     for source in (base, model_dir):
         cached = re.search(r"models--[\w.-]+?--([\w.-]+)/snapshots/", str(source))
-        names += [cached[1] if cached else Path(source).name] if source is not None else []
+        if source is not None:
+            path = Path(source)
+            names.append(cached[1] if cached else path.stem if path.is_file() else path.name)
     return " + ".join(names)
 
 

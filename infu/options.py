@@ -38,7 +38,7 @@ class ModelOptions:
     backend: Literal["auto", "pytorch", "mlx"] = option("auto", "auto: MLX on Apple Silicon, else PyTorch.")
     base_model_path: str | None = option(
         None,
-        "FLUX.1-dev: a folder or a hub id (released: black-forest-labs/FLUX.1-dev). "
+        "FLUX.1-dev: a folder, a checkpoint file or a hub id (released: black-forest-labs/FLUX.1-dev). "
         "Without this and --model_dir: the mini model that ships with InfU.",
     )
     model_dir: str | None = option(

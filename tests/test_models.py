@@ -238,7 +238,7 @@ def test_a_damaged_note_on_the_face_stack_is_named(model_dir: Path):
         ({"model_dir": ""}, "model_dir"),
         ({"model_dir": GOLDEN / "base"}, "not an InfiniteYou folder: it has no infu_flux_v1.0"),
         ({"transformer_path": Path("nobody/nothing")}, "transformer_path"),  # a Path is never a hub id
-        ({"base_model_path": GOLDEN / "lora_peft.safetensors"}, "single file.*transformer_path"),
+        ({"base_model_path": GOLDEN / "lora_peft.safetensors"}, "is a LoRA, not a model"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_named_by_its_argument(paths: dict, words: str):

@@ -162,6 +162,16 @@ def find_parts(weights: Mapping[str, Any]) -> list[str]:
     return [part for part in found if part != "transformer" or "infusenet" not in found]  # blocks of one name
 
 
+def list_parts(file: str, weights: Any) -> list[str]:
+    """The networks of FLUX.1 in a `file`, at least one. Raises `BrokenFile`, saying what it is instead."""
+    parts = find_parts(weights)
+    for part in parts or ["transformer"]:
+        refuse_weights(file, weights, part)
+    if not parts:
+        raise BrokenFile(f"{file} is of no kind that is known here. It has {fold(weights) or 'no tensors'}.")
+    return parts
+
+
 def part_names(weights: Mapping[str, Any], part: str) -> dict[str, str]:
     """Names of one network in a file of several, without its prefix -> the file's own."""
     prefix = next((p for p in PREFIXES[part] if any(name.startswith(p) for name in weights)), "")

@@ -14,11 +14,11 @@ will need.
 
 FLUX.1-dev, FLUX.1-Krea-dev, FLUX.1-schnell and fine-tunes of them: a folder or hub repository in
 diffusers' layout (one file or shards) as `--base_model_path`; or one network from a file of its own, the
-rest from the base. A file is known by its tensors, never by its name. What a file holds besides the
-network asked for is left alone: `--transformer_path all_in_one.safetensors` takes the transformer, and
-the VAE and text encoders too only where `--vae_path`, `--text_encoder_path` and `--text_encoder_2_path`
-name the same file. A transformer without a guidance embedding is a schnell: 256 T5 tokens, sigmas not
-shifted.
+rest from the base. A file is known by its tensors, never by its name. A checkpoint file may be the base
+itself: `--base_model_path all_in_one.safetensors` takes every network that it holds, and what it lacks
+(configs and tokenizers, perhaps the VAE and text encoders) from FLUX.1-dev on the hub. As
+`--transformer_path` the same file gives the transformer alone. A transformer without a guidance embedding
+is a schnell: 256 T5 tokens, sigmas not shifted.
 """
 STORED = """
 Numbers are read as float32, float16, bfloat16, fp8 (e4m3fn, e5m2: plain, or times the scales that ComfyUI
