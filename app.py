@@ -19,9 +19,10 @@ from infu.errors import InfuError
 from infu.models import read_defaults
 from infu.options import ModelOptions, spread
 from infu.space import choose_model, is_public, on_space
-from page.answer import draw_answer, draw_buttons, wire_answer
+from page.answer import GENERATE, draw_answer, draw_buttons, wire_answer
 from page.api import offer_tool, wire_api
 from page.events import QUICK
+from page.history import draw_bare, wire_history
 from page.layout import CSS, DEFAULTS, TITLE, draw_head, make_theme
 from page.likeness import draw_likeness, wire_likeness
 from page.loras import draw_loras, wire_loras
@@ -48,7 +49,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 prompt, style, final = draw_wishes()
                 likeness = draw_likeness()
                 shape, swap = draw_size(defaults.width, defaults.height)
-                generate, stop = draw_buttons()
+                num_images, buttons = draw_buttons()
             with gr.Column(min_width=320):
                 answer = draw_answer()
         with gr.Accordion(label("pose"), open=False, elem_id="pose"):
@@ -57,12 +58,19 @@ def build_page(studio: Studio) -> gr.Blocks:
             loras, lora_scale, report = draw_loras()
         with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
             source, settings = draw_settings(studio.options["model_version"], defaults)
+            bare = draw_bare()
         timer = gr.Timer(1.0)
 
         released = {"input_image": photo, "control_image": control, "prompt": prompt, **settings}
         wire_api(studio, released, loras, lora_scale)
-        controls = released | {"style": style, "loras": loras, "lora_scale": lora_scale}
-        running = wire_answer(studio, controls, generate, stop, answer)
+        controls = released | {
+            "style": style,
+            "loras": loras,
+            "lora_scale": lora_scale,
+            "num_images": num_images,
+            "bare": bare,
+        }
+        running = wire_answer(studio, controls, buttons, answer)
         wire_photo(photo)
         wire_pose(control)
         wire_likeness(studio, *likeness, settings)
@@ -70,6 +78,9 @@ def build_page(studio: Studio) -> gr.Blocks:
         wire_wishes(prompt, style, final)
         wire_size(studio, shape, swap, photo, settings["width"], settings["height"])
         take_apart(wire_settings(source, prompt, settings), prompt, style)
+        used, again = wire_history(answer.history, answer.picture, [prompt, *settings.values()])
+        take_apart(used, prompt, style)
+        take_apart(again, prompt, style).success(None, js=GENERATE, **QUICK)
         running.then(studio.look, None, [notice, timer], **QUICK)
         gr.on([blocks.load, timer.tick], studio.look, None, [notice, timer], **QUICK)
     return blocks

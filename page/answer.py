@@ -1,8 +1,11 @@
-"""The run and what it makes: Generate, Stop, progress, the picture, its seed and its file."""
+"""The run and what it makes: Generate, Stop, progress, and the pictures one by one."""
 
+import contextlib
 import html
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -10,29 +13,52 @@ import gradio as gr
 from infu.errors import PhotoError
 from infu.pipeline import Step
 from page.events import ON_DEVICE, QUICK, QUIET, RAW
+from page.history import History, draw_history, make_entry
+from page.progress import Pace, draw_progress
 from page.settings import SETTINGS
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
-from page.uploads import read_loras, read_upload, save_picture_file, with_previews
+from page.uploads import make_folder, read_loras, read_upload, with_previews
 from page.wishes import make_prompt
 
 Asked = dict[str, Any]  # the values of the page's controls, by name
+MAX_PICTURES = 16  # of one click
+GENERATE = "() => document.querySelector('#generate').click()"
+
+
+class Buttons(NamedTuple):
+    generate: gr.Button
+    stop: gr.Button
+    keep: gr.Button
 
 
 class Answer(NamedTuple):
     progress: gr.HTML
     picture: gr.Image
-    seed: gr.Textbox
-    download: gr.DownloadButton
+    history: History
 
 
-def draw_buttons() -> tuple[gr.Button, gr.Button]:
-    """Generate and Stop."""
-    with gr.Row():
-        generate = gr.Button(label("generate"), variant="primary", scale=3, min_width=120, elem_id="generate")
-        stop = gr.Button(label("stop"), interactive=False, scale=1, min_width=80, elem_id="stop")
-    return generate, stop
+def draw_buttons() -> tuple[gr.Number, Buttons]:
+    """The number of pictures and Generate; below, while there is something to stop, the two ways to do so."""
+    with gr.Row(elem_id="start"):
+        num_images = gr.Number(
+            1,
+            label=label("num_images"),
+            minimum=1,
+            maximum=MAX_PICTURES,
+            precision=0,
+            scale=0,
+            min_width=84,
+            elem_id="num_images",
+        )
+        generate = gr.Button(label("generate"), variant="primary", min_width=120, elem_id="generate")
+    with gr.Row(elem_id="end"):
+        stop, keep = (
+            gr.Button(label(name), interactive=False, min_width=120, elem_id=name)
+            for name in ("stop", "keep")
+        )
+    return num_images, Buttons(generate, stop, keep)
 
 
 def draw_answer() -> Answer:
@@ -45,74 +71,94 @@ def draw_answer() -> Answer:
         alt_text="The picture that was made",
         elem_id="picture",
     )
-    with gr.Row(equal_height=True):
-        seed = gr.Textbox(label=label("seed_used"), interactive=False, buttons=["copy"], elem_id="seed_used")
-        download = gr.DownloadButton(label("download"), interactive=False, elem_id="download")
-    return Answer(progress, picture, seed, download)
+    return Answer(progress, picture, draw_history())
 
 
 def wire_answer(
     studio: Studio,
     controls: dict[str, gr.components.Component],
-    generate: gr.Button,
-    stop: gr.Button,
+    buttons: Buttons,
     answer: Answer,
 ) -> gr.events.Dependency:
     """`controls`: what a run reads, by the names in `ask`. Returns the run, to chain on."""
-    drawing: set[str] = set()  # sessions whose page has a run under way
+    runs: dict[str, Path] = {}  # session -> the file that ends its run with what is there
 
     def run(visitor: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Pictures into the page, and Generate and Stop as between two runs when it has ended by itself."""
-        drawing.add(visitor.session_hash)
+        """Pictures into the page, and the buttons as between two runs when it has ended by itself."""
+        folder = make_folder()  # a file, not a flag: on a ZeroGPU Space the run is in another process
+        enough = runs[visitor.session_hash] = folder / "enough"
+        asked = dict(zip(controls, values, strict=True))
+        begun = False
         try:
-            for outputs in make_picture(studio, dict(zip(controls, values, strict=True)), visitor):
-                yield *outputs, gr.skip(), gr.skip()
-            yield *[gr.skip()] * len(answer), *ready()
+            for outputs in make_pictures(studio, asked, enough.exists, visitor):
+                can_keep = gr.skip() if begun else gr.update(interactive=True)
+                begun = True
+                yield *outputs, gr.skip(), gr.skip(), can_keep
+            yield gr.skip(), gr.skip(), gr.skip(), *ready()
         except gr.Error as error:
-            sentence = draw_progress(html.unescape(error.message))
-            yield sentence, *[gr.skip()] * (len(answer) - 1), *ready()
+            yield draw_progress(html.unescape(error.message)), gr.skip(), gr.skip(), *ready()
             raise
         finally:
-            drawing.discard(visitor.session_hash)
+            del runs[visitor.session_hash]
+            shutil.rmtree(folder)
 
     def stopped(visitor: gr.Request) -> tuple[Any, ...]:
         """After Stop, when the run has really ended: until then its last step may still be shown."""
-        while visitor.session_hash in drawing:
+        while visitor.session_hash in runs:
             time.sleep(0.05)
         return draw_progress(str(label("stopped"))), *ready()
 
-    waiting = [answer.progress, answer.download, generate, stop]
-    begun = gr.on([generate.click, controls["prompt"].submit], busy, None, waiting, **QUICK)
-    queued = QUIET | {"show_progress": "minimal", "show_progress_on": answer.progress}  # place in the queue
-    running = begun.then(
-        run, list(controls.values()), [*answer, generate, stop], **RAW, **ON_DEVICE, **queued
+    def keep(visitor: gr.Request) -> tuple[Any, ...]:
+        """The run ends by itself after this step, unless it just has."""
+        with contextlib.suppress(KeyError, FileNotFoundError):
+            runs[visitor.session_hash].touch()
+        return stopping()
+
+    clicked = gr.on(
+        [buttons.generate.click, controls["prompt"].submit], busy, None, [answer.progress, *buttons], **QUICK
     )
-    stop.click(stopping, None, [answer.progress, stop], cancels=running, **QUICK)
-    stop.click(stopped, None, [answer.progress, generate, stop], concurrency_limit=None, **QUIET)
+    queued = QUIET | {"show_progress": "minimal", "show_progress_on": answer.progress}  # place in the queue
+    shown = [answer.progress, answer.picture, answer.history.strip, *buttons]
+    running = clicked.then(run, list(controls.values()), shown, **RAW, **ON_DEVICE, **queued)
+    ending = [answer.progress, buttons.stop, buttons.keep]
+    buttons.keep.click(keep, None, ending, **QUICK)
+    buttons.stop.click(stopping, None, ending, cancels=running, **QUICK)
+    ended = buttons.stop.click(stopped, None, [answer.progress, *buttons], concurrency_limit=None, **QUIET)
+    ended.then(None, js="() => { window.pictures.back(); }", **QUICK)
     return running
 
 
 @told
-def make_picture(studio: Studio, asked: Asked, visitor: gr.Request) -> Iterator[tuple[Any, ...]]:
-    """What the page asks for -> values for an `Answer`, step by step."""
+def make_pictures(
+    studio: Studio, asked: Asked, enough: Callable[[], bool], visitor: gr.Request
+) -> Iterator[tuple[Any, ...]]:
+    """What the page asks for -> values for progress, picture and strip, step by step. `enough`: see
+    `stream`."""
     if asked["input_image"] is None:
         raise PhotoError("Give a photograph of a face.")
-    begun = time.monotonic()
-    doing = label("reading") if studio.backend else label("loading")
-    yield draw_progress(str(doing)), gr.skip(), gr.skip(), gr.skip()
-    for event, preview in with_previews(ask(studio, asked)):
+    pace = Pace()
+    if studio.backend is None:
+        yield draw_progress(str(label("loading"))), gr.skip(), gr.skip()
+        studio.load()
+    yield draw_progress(str(label("reading"))), gr.skip(), gr.skip()
+    made: list[dict[str, Any]] = []
+    for event, preview in with_previews(ask(studio, asked, enough)):
         if isinstance(event, Step):
-            text = say(visitor, "step", step=event.step, num_steps=event.num_steps)
+            text = pace.describe(event, asked["num_images"], visitor)
             picture = gr.update(value=preview) if preview else gr.skip()
-            yield draw_progress(text, event.step / event.num_steps), picture, gr.skip(), gr.skip()
+            yield draw_progress(text, event.step / event.num_steps), picture, gr.skip()
         else:
-            file = save_picture_file(event)
-            text = say(visitor, "done", seconds=f"{time.monotonic() - begun:.0f}")
-            done = draw_progress(text, 1.0, event.notes)
-            yield done, gr.update(value=file), str(event.seed), gr.update(value=file, interactive=True)
+            made = [*made, make_entry(event, asked["bare"], visitor)]  # the page may miss one answer, not two
+            yield gr.skip(), gr.skip(), gr.update(value=made)
+    steps = event.metadata.get("partial")
+    if steps:
+        text = say(visitor, "kept", step=steps, num_steps=event.metadata["num_steps"])
+    else:
+        text = say(visitor, "done", seconds=f"{pace.seconds():.0f}")
+    yield draw_progress(text, 1.0, event.notes), gr.skip(), gr.skip()
 
 
-def ask(studio: Studio, asked: Asked) -> Iterator[Any]:
+def ask(studio: Studio, asked: Asked, enough: Callable[[], bool]) -> Iterator[Any]:
     """The values of the page's controls, by name -> the events of the run."""
     settings = {name: asked[name] for name in SETTINGS}
     return studio.events(
@@ -120,31 +166,24 @@ def ask(studio: Studio, asked: Asked) -> Iterator[Any]:
         id_image=read_upload(asked["input_image"]),
         control_image=read_upload(asked["control_image"]),
         prompt=make_prompt(asked["prompt"], asked["style"]),
+        num_images=asked["num_images"],
+        enough=enough,
         **settings,
     )
 
 
-def ready() -> tuple[Any, Any]:
-    """Generate and Stop between two runs."""
-    return gr.update(interactive=True), gr.update(interactive=False)
+def ready() -> tuple[Any, Any, Any]:
+    """Generate, Stop and the stop that keeps, between two runs."""
+    return gr.update(interactive=True), gr.update(interactive=False), gr.update(interactive=False)
 
 
 def busy() -> tuple[Any, ...]:
-    """Progress, file, Generate and Stop from the click on: no file to download yet."""
+    """Progress and the three from the click on."""
+    off, on = gr.update(interactive=False), gr.update(interactive=True)
+    return draw_progress(str(label("waiting"))), off, on, off
+
+
+def stopping() -> tuple[Any, Any, Any]:
+    """Progress and the two ways to stop, from a click on one until the step is done."""
     off = gr.update(interactive=False)
-    return draw_progress(str(label("waiting"))), off, off, gr.update(interactive=True)
-
-
-def stopping() -> tuple[Any, Any]:
-    """Progress and Stop from the click on Stop until the step is done, within which a run cannot end."""
-    return draw_progress(str(label("stopping"))), gr.update(interactive=False)
-
-
-def draw_progress(text: str, share: float = 0.0, notes: tuple[str, ...] = ()) -> str:
-    """The lines above the picture, as HTML: a bar filled to `share`, a sentence, and notes for the user."""
-    return (
-        "<div role='progressbar' aria-label='Progress' aria-valuemin='0' aria-valuemax='100' "
-        f"aria-valuenow='{100 * share:.0f}'><div style='width: {100 * share:.1f}%'></div></div>"
-        f"<p role='status'>{html.escape(text, quote=False)}</p>"
-        + "".join(f"<p class='note'>{html.escape(note)}</p>" for note in notes)
-    )
+    return draw_progress(str(label("stopping"))), off, off

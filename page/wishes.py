@@ -28,10 +28,12 @@ def wire_wishes(prompt: gr.Textbox, style: gr.Dropdown, final: gr.HTML) -> None:
     gr.on([prompt.change, style.change], draw_final, [prompt, style], final, **last)
 
 
-def take_apart(restored: gr.events.Dependency, prompt: gr.Textbox, style: gr.Dropdown) -> None:
+def take_apart(
+    restored: gr.events.Dependency, prompt: gr.Textbox, style: gr.Dropdown
+) -> gr.events.Dependency:
     """After an event that has filled in a picture's final prompt: its sentence and its style, each in its
-    own field, so that no style is written around another."""
-    restored.success(split_prompt, prompt, [prompt, style], **QUICK)
+    own field, so that no style is written around another. Returns the event after which they are there."""
+    return restored.success(split_prompt, prompt, [prompt, style], **QUICK)
 
 
 def draw_final(prompt: str | None, style: str | None) -> str:
