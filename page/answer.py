@@ -1,11 +1,9 @@
 """The run and what it makes: Generate, Stop, progress, and the pictures one by one."""
 
-import contextlib
 import html
-import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -19,7 +17,7 @@ from page.settings import SETTINGS
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
-from page.uploads import make_folder, read_loras, read_upload, with_previews
+from page.uploads import read_loras, read_upload, with_previews
 from page.wishes import make_prompt
 
 Asked = dict[str, Any]  # the values of the page's controls, by name
@@ -81,16 +79,15 @@ def wire_answer(
     answer: Answer,
 ) -> gr.events.Dependency:
     """`controls`: what a run reads, by the names in `ask`. Returns the run, to chain on."""
-    runs: dict[str, Path] = {}  # session -> the file that ends its run with what is there
+    runs: dict[str, threading.Event] = {}  # sessions whose page has a run under way -> it is to end and keep
 
     def run(visitor: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Pictures into the page, and the buttons as between two runs when it has ended by itself."""
-        folder = make_folder()  # a file, not a flag: on a ZeroGPU Space the run is in another process
-        enough = runs[visitor.session_hash] = folder / "enough"
+        enough = runs[visitor.session_hash] = threading.Event()
         asked = dict(zip(controls, values, strict=True))
         begun = False
         try:
-            for outputs in make_pictures(studio, asked, enough.exists, visitor):
+            for outputs in make_pictures(studio, asked, enough.is_set, visitor):
                 can_keep = gr.skip() if begun else gr.update(interactive=True)
                 begun = True
                 yield *outputs, gr.skip(), gr.skip(), can_keep
@@ -100,7 +97,6 @@ def wire_answer(
             raise
         finally:
             del runs[visitor.session_hash]
-            shutil.rmtree(folder)
 
     def stopped(visitor: gr.Request) -> tuple[Any, ...]:
         """After Stop, when the run has really ended: until then its last step may still be shown."""
@@ -110,8 +106,10 @@ def wire_answer(
 
     def keep(visitor: gr.Request) -> tuple[Any, ...]:
         """The run ends by itself after this step, unless it just has."""
-        with contextlib.suppress(KeyError, FileNotFoundError):
-            runs[visitor.session_hash].touch()
+        enough = runs.get(visitor.session_hash)
+        if enough is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        enough.set()
         return stopping()
 
     clicked = gr.on(
