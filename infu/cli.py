@@ -38,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
 Folder = Annotated[Path, typer.Option("--out_results_dir", help="Folder for the pictures; made if absent.")]
 
 
@@ -183,8 +184,38 @@ def inspect(
         typer.echo(json.dumps(values) if output.json else draw_file(values))
 
 
+@app.command()
+def train(
+    settings: Annotated[Path, typer.Argument(help="A YAML or JSON file; docs/training.md shows one.")],
+    debug: Debug = False,
+) -> None:
+    """Train InfuseNet and projection: stage 1 on data of `make-data`, stage 2 on data made with stage 1.
+
+    Goes on where an earlier run of the same run_dir stopped; Ctrl-C stops after the step it is in. On
+    several GPUs: accelerate launch -m infu train FILE.
+    """
+    output = OutputOptions(debug=debug)
+    with reported(output), training():
+        from infu.training.config import TrainSettings, read_settings
+        from infu.training.run import train as train_model
+
+        train_model(read_settings(TrainSettings, settings), lambda text: say(text, output))
+
+
 def main() -> None:
     app()
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """Says what to install where training's packages are not."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InfuError(
+            f"Training needs the package {error.name!r}. Install it with `pip install '.[pytorch,training]'`."
+        ) from None
 
 
 # One request.

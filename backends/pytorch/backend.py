@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backends.base import Backend, Text
 from backends.pytorch import dit, infusenet, load
@@ -53,8 +53,16 @@ class PytorchBackend(Backend):
     name = "pytorch"
 
     @told_when_full()
-    def __init__(self, files: ModelFiles, dtype: str | None, quantize: int | None, offload: str | None):
-        """Load every network of `files`. Raises `InfuError` for what is missing, broken or does not fit."""
+    def __init__(
+        self,
+        files: ModelFiles,
+        dtype: str | None,
+        quantize: int | None,
+        offload: str | None,
+        transformer: nn.Module | None = None,
+    ):
+        """Load every network of `files`; `transformer`: the base's, where it is loaded already (training),
+        and then it stays where it is. Raises `InfuError` for what is missing, broken or does not fit."""
         super().__init__(files)
         self.bits, self.offload = quantize, offload
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +78,10 @@ class PytorchBackend(Backend):
         self._clip = self._resident("text_encoder", files)
         self._t5 = self._resident("text_encoder_2", files)
         self._vae = self._resident("vae", files, vae_dtype)
-        self._dit = self._resident("transformer", files)
+        if transformer is None:
+            self._dit = self._resident("transformer", files)
+        else:
+            self._dit = Resident(lambda device: transformer, self.device, None)
         self._infusenet = self._projection = None
         if files.infusenet is not None:
             self._load_identity(files)

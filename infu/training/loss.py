@@ -21,15 +21,17 @@ BINS = 10  # of t, in which the loss is logged too: a mean over t hides what hap
 @dataclass(frozen=True, eq=False)
 class Batch:
     """B samples of one size, encoded. `latents` (B, L, 64): x0; `control` (B, L, 64): the control image's;
-    `embedding` (B, E); `states` (B, T, joint width) and `pooled` (B, P): the caption."""
+    `embedding` (B, E); `states` (B, T, joint width) and `pooled` (B, P): the caption, None until it is
+    encoded.
+    """
 
     width: int
     height: int
     latents: Tensor
     control: Tensor
     embedding: Tensor
-    states: Tensor
-    pooled: Tensor
+    states: Tensor | None
+    pooled: Tensor | None
 
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
