@@ -42,7 +42,8 @@ def run(hub: Hub, home: Path, *command: str | Path) -> subprocess.CompletedProce
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "INFU_"))}
     return subprocess.run(
         [sys.executable, "-m", "infu", *map(str, command)],
-        env=environment | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)}, cwd=ROOT, capture_output=True, text=True,
+        env=environment | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)},
+        cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -120,5 +121,7 @@ def test_a_file_without_a_transformer_is_no_base(tmp_path: Path):
 def test_what_is_no_flux_is_refused_before_anything_is_fetched(hub: Hub, tmp_path: Path, file: str):
     asked = len(hub.seen)
     answer = run(hub, tmp_path, "download", "--base_model_path", GOLDEN / "checkpoints/refused" / file)
+    assert answer.returncode == 1 and "InfiniteYou needs FLUX.1-dev" in answer.stderr
+    answer = run(hub, tmp_path, "download", "--transformer_path", GOLDEN / "checkpoints/refused" / file)
     assert answer.returncode == 1 and "InfiniteYou needs FLUX.1-dev" in answer.stderr
     assert len(hub.seen) == asked
