@@ -34,11 +34,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False)
 class Step:
     """After step `step` of `num_steps` (both count over all pictures, from 1). `preview()` makes a small
-    PIL picture; it costs nothing until it is called."""
+    PIL picture; it costs nothing until it is called, or until the step goes to another process."""
 
     step: int
     num_steps: int
     preview: Callable[[], Image.Image]
+
+    def __reduce__(self):  # the arrays that `preview` holds stay where the networks are
+        return seen_step, (self.step, self.num_steps, self.preview())
 
 
 @dataclass(frozen=True, eq=False)
