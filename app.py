@@ -23,7 +23,7 @@ from page.answer import GENERATE, draw_answer, draw_buttons, wire_answer
 from page.api import offer_tool, wire_api
 from page.events import QUICK
 from page.history import draw_bare, wire_history
-from page.layout import CSS, DEFAULTS, TITLE, draw_head, make_theme
+from page.layout import CSS, DEFAULTS, HEAD, TITLE, draw_head, make_theme
 from page.likeness import draw_likeness, wire_likeness
 from page.loras import draw_loras, wire_loras
 from page.person import draw_person, wire_photo
@@ -110,6 +110,7 @@ def serve(
             share=share,
             theme=make_theme(),
             css_paths=CSS,
+            head=HEAD,
             i18n=I18N,
             footer_links=["api", "settings"],
             run_history=False,  # it would keep the visitors' photographs in their browsers

@@ -5,12 +5,21 @@ from pathlib import Path
 import gradio as gr
 
 from infu.request import GenerationRequest
-from page.texts import label
+from page.texts import LANGUAGES, label
 
 TITLE = "InfiniteYou"
 PROMPT = "Portrait, 4K, high quality, cinematic"  # the released Space's
 DEFAULTS = GenerationRequest(prompt=PROMPT, seed=0)
 CSS = sorted(Path(__file__).parent.glob("*.css"))
+
+# Gradio writes English into the document, whatever the language it shows: a screen reader would read German
+# with an English voice.
+HEAD = f"""<script>
+{{
+  const code = navigator.language.slice(0, 2);
+  document.documentElement.lang = {[*LANGUAGES]}.includes(code) ? code : "en";
+}}
+</script>"""
 
 
 def draw_head(notice: str) -> gr.HTML:
@@ -35,7 +44,7 @@ def make_theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_700",  # white on it is 5.5 : 1
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_800",
         color_accent="*primary_600",
         slider_color="*primary_600",
         block_border_width="1px",

@@ -9,6 +9,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect
 from serving import Server
 
+from page.texts import TEXTS
+
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -24,9 +26,12 @@ PATIENCE = 60_000  # milliseconds: the machine may be busy with other things
 
 
 @contextmanager
-def visited(browser: Browser, server: Server, viewport: dict[str, int] = DESK) -> Iterator[Page]:
-    """The page, opened by a new visitor. At the end: no error in the console, no other host was asked."""
-    context = browser.new_context(viewport=viewport, accept_downloads=True)
+def visited(
+    browser: Browser, server: Server, viewport: dict[str, int] = DESK, **options: str
+) -> Iterator[Page]:
+    """The page, opened by a new visitor. At the end: no error in the console, no other host was asked.
+    `options`: `new_context`'s, such as locale and color_scheme."""
+    context = browser.new_context(viewport=viewport, accept_downloads=True, **options)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     errors, hosts = [], set()
@@ -34,7 +39,8 @@ def visited(browser: Browser, server: Server, viewport: dict[str, int] = DESK) -
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     page.on("request", lambda request: hosts.update(re.findall("^(?:blob:)?[a-z]+://([^/]+)", request.url)))
     page.goto(server.url)
-    expect(page.locator("#notice")).to_contain_text("untrained stand-in", timeout=PATIENCE)
+    notice = TEXTS["mini_notice"][options.get("locale", "en")[:2]]
+    expect(page.locator("#notice")).to_contain_text(notice, timeout=PATIENCE)
     yield page
     context.close()
     assert errors == []
