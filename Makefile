@@ -6,7 +6,7 @@ TORCH := torch==2.13.0
 SYSTEM := $(shell uname -s)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-test browser run test check format clean
+.PHONY: help install install-test browser opengl run test check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,10 +41,16 @@ browser:  ## Chromium for the browser tests
 	    sudo apt-get update -qq && sudo apt-get install -y -qq chromium >/dev/null; \
 	  else $(PY) -m playwright install chromium; fi; }
 
+opengl:  ## Mesa's OpenGL without a screen, which draws the mini world
+	@test "$(SYSTEM)" != Linux || ldconfig -p | grep -q libEGL_mesa || { \
+	  if [ "$$(id -u)" = 0 ]; then SUDO=; else SUDO=sudo; fi; \
+	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq libegl1 libgl1-mesa-dri >/dev/null; }
+
 run: install  ## the page, with the mini model; OPTIONS="--help" for others
 	$(PY) app.py $(OPTIONS)
 
-test: install-test browser  ## everything, the browser too
+test: install-test browser opengl  ## everything, the browser too
 	$(PY) -m pytest
 
 check: install-test  ## style and types of mistakes a machine can find
