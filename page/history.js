@@ -32,9 +32,8 @@ function address(picture) {
   return urls.get(picture.id);
 }
 
-function forget(gone) {
+function release(gone) {
   for (const { id } of gone) {
-    stored((store) => store.delete(id));
     URL.revokeObjectURL(urls.get(id));
     urls.delete(id);
   }
@@ -45,7 +44,9 @@ async function add({ file, ...about }) {
   const picture = { ...about, blob, name: file.orig_name, time: Date.now() };
   stored((store) => store.put(picture));
   pictures.unshift(picture);
-  forget(pictures.splice(KEPT));
+  const old = pictures.splice(KEPT);
+  for (const { id } of old) stored((store) => store.delete(id));
+  release(old);
   select(picture);
 }
 
@@ -87,6 +88,7 @@ function draw() {
     }),
   );
   pair.hidden = other === null;
+  strip.ariaMultiSelectable = document.querySelector("#compare").ariaPressed = String(other !== null);
   if (other === null) return;
   document.querySelector("#picture").append(pair); // over the picture, for as long as two are compared
   under.src = address(selected);
@@ -114,8 +116,9 @@ window.pictures = {
     // The picture above the strip, its seed, and which buttons can be used, as values for Gradio.
     const enabled = (on) => ({ __type__: "update", interactive: on });
     const { name, seed, settings } = selected ?? {};
-    const picture = selected && { path: name, url: address(selected), orig_name: name, mime_type: "image/png", meta: { _type: "gradio.FileData" } };
+    const file = selected && { path: name, url: address(selected), orig_name: name, mime_type: "image/png", meta: { _type: "gradio.FileData" } };
     const usable = Boolean(settings);
+    const picture = { __type__: "update", value: file, alt_text: selected?.title };
     return [picture, String(seed ?? ""), enabled(selected !== null), enabled(usable), enabled(usable), enabled(pictures.length > 1)];
   },
   back: () => selected && trigger("select"), // from a preview to the picture that was there before
@@ -132,7 +135,8 @@ window.pictures = {
   },
   clear(question) {
     if (!confirm(question)) return;
-    forget(pictures);
+    stored((store) => store.clear()); // those of another tab too
+    release(pictures);
     pictures = [];
     select(null);
   },
@@ -146,6 +150,6 @@ watch("value", () => {
   for (const made of props.value ?? []) {
     if (seen.has(made.id)) continue;
     seen.add(made.id);
-    waiting = waiting.then(() => add(made));
+    waiting = waiting.then(() => add(made)).catch(console.error); // one that is lost does not hold up the next
   }
 });

@@ -39,6 +39,7 @@ FACTS = {  # what is told of a picture: a text, and the settings that it shows
     "{infusenet_guidance_end:g}",
     "model_version": "{model_version}",
 }
+OPTIONAL = ("partial", "model_version")
 
 
 class History(NamedTuple):
@@ -115,7 +116,7 @@ def vary(settings: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
 def make_entry(result: Result, bare: bool, visitor: gr.Request) -> dict[str, Any]:
     """A picture just made -> what the strip shows and keeps of it. `bare`: nothing but its pixels."""
     file = save_picture_file(result, settings=not bare)
-    title = say(visitor, "picture") if bare else f"Seed {result.seed}"
+    title = say(visitor, "picture") if bare else f"{say(visitor, 'seed_used')} {result.seed}"
     entry = {"id": Path(file["path"]).parent.name, "file": file, "title": title}
     if bare:
         return entry
@@ -128,9 +129,10 @@ def make_entry(result: Result, bare: bool, visitor: gr.Request) -> dict[str, Any
 
 def list_facts(metadata: dict[str, Any], visitor: gr.Request | str) -> list[tuple[str, str]]:
     """Name and value, in the visitor's language, of what a picture was made with."""
+    known = {name: value for name, value in metadata.items() if value is not None}
     facts = [
-        (say(visitor, key), form.format(**metadata))
+        (say(visitor, key), form.format(**known))
         for key, form in FACTS.items()
-        if key != "partial" or "partial" in metadata
+        if key in known or key not in OPTIONAL
     ]
     return facts + [("LoRA", f"{plugin['lora']} ({plugin['scale']:g})") for plugin in metadata["plugins"]]

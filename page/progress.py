@@ -12,9 +12,9 @@ from page.texts import say
 def draw_progress(text: str, share: float = 0.0, notes: tuple[str, ...] = ()) -> str:
     """A bar filled to `share`, a sentence, and notes for the user, as HTML."""
     return (
-        "<div role='progressbar' aria-label='Progress' aria-valuemin='0' aria-valuemax='100' "
+        "<div role='progressbar' aria-labelledby='progress_text' aria-valuemin='0' aria-valuemax='100' "
         f"aria-valuenow='{100 * share:.0f}'><div style='width: {100 * share:.1f}%'></div></div>"
-        f"<p role='status'>{html.escape(text, quote=False)}</p>"
+        f"<p role='status' id='progress_text'>{html.escape(text, quote=False)}</p>"
         + "".join(f"<p class='note'>{html.escape(note)}</p>" for note in notes)
     )
 

@@ -90,6 +90,7 @@ def test_a_visitors_pictures(browser: Browser, server: Server, photo: Path, tmp_
         pair = page.locator(".pair")
         under, over = (pair.locator("img").nth(k).get_attribute("src") for k in (0, 1))
         assert under == shown(page) and over == newest
+        expect(page.locator("#compare")).to_have_attribute("aria-pressed", "true")
         slider = page.get_by_role("slider", name="Compare two")
         for key, covered in {"Home": "0%", "End": "100%"}.items():
             slider.press(key)
@@ -164,6 +165,24 @@ def test_a_visitors_pictures(browser: Browser, server: Server, photo: Path, tmp_
         page.reload()
         expect(page.locator("#generate")).to_be_enabled()
         page.wait_for_timeout(2000)
+        expect(options(page)).to_have_count(0)
+
+
+def test_a_browser_that_may_keep_nothing_keeps_until_the_page_is_closed(
+    browser: Browser, server: Server, photo: Path, tmp_path: Path
+):
+    with visited(browser, server) as page:
+        page.add_init_script("indexedDB.open = () => { throw new DOMException('', 'SecurityError'); }")
+        page.reload()
+        upload(page, photo)
+        open_fold(page)
+        for name, value in {"width": 64, "height": 64, "num_steps": 1, "num_images": 2}.items():
+            set_field(page, name, value)
+        make(page, 2)
+        shown(page)
+        assert read_picture(download(page, "download", tmp_path))["seed"] == int(seed_of(page))
+        page.reload()
+        expect(page.locator("#generate")).to_be_enabled()
         expect(options(page)).to_have_count(0)
 
 
