@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 from golden import FOLDERS, GOLDEN, read_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -160,6 +160,8 @@ def test_a_compressed_file_takes_its_own_size_in_memory(name, file):
     network = load(name, file)._dit
     if name == "mlx":
         held = sum(array.nbytes for _, array in tree_flatten(network.parameters()))
+        layers = (layer for layer in network.modules() if isinstance(layer, compressed.CompressedLinear))
+        held += sum(layer._scale.nbytes for layer in layers if layer._scale is not None)
     else:
         held = network.nbytes
     assert held < COMPRESSED[file] * (CHECKPOINTS / file).stat().st_size
@@ -173,7 +175,7 @@ def test_a_compressed_file_goes_with_offloading(name, file, options):
     np.testing.assert_allclose(result.latents, EXPECTED[file], rtol=0, atol=TOLERANCE[name])
 
 
-@pytest.mark.parametrize("kind", compressed.GGUF)
+@pytest.mark.parametrize("kind", compressed.BLOCK_BYTES)
 def test_mlx_and_torch_make_the_numbers_of_ggufs_blocks_that_the_gguf_package_makes(kind):
     """Random bytes; blocks whose scale is then not a plain number are left out."""
     size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
@@ -188,6 +190,22 @@ def test_mlx_and_torch_make_the_numbers_of_ggufs_blocks_that_the_gguf_package_ma
     assert np.array_equal(np.array(layer.dequantise(mx.float32)), theirs)
     ours = compress(Blocks(raw, kind), theirs.shape[1], None, "cpu").dequantize(torch.float32)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0)  # another order of two products
+
+
+@pytest.mark.parametrize("kind", compressed.AFFINE)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_mlx_multiplies_q8_0_and_q4_0_as_they_are(kind, dtype):
+    """By its own quantised product, in the file's own size, as exactly as the layer's dtype allows."""
+    weight = np.random.default_rng(1).standard_normal((64, 96)).astype(np.float32)
+    blocks = quantize(weight, GGMLQuantizationType[kind])
+    layer = compressed.CompressedLinear(weight.shape, has_bias=True)
+    layer.keep(Blocks(blocks, kind))
+    layer.bias = mx.arange(64).astype(dtype)
+    assert layer.weight.nbytes + layer._scale.nbytes == blocks.nbytes
+    x = mx.array(np.random.default_rng(2).standard_normal((2, 5, 96)).astype(np.float32)).astype(dtype)
+    exact = np.array(x.astype(mx.float32), np.float64) @ dequantize(blocks, GGMLQuantizationType[kind]).T
+    error = np.abs(np.array(layer(x).astype(mx.float32)) - (exact + np.arange(64)))
+    assert error.max() < (1e-4 if dtype == mx.float32 else 0.5)  # bfloat16 rounds numbers near 64 to 0.25
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])

@@ -1,5 +1,6 @@
-"""Weights that stay in memory as their file has them, in fp8 or GGUF's blocks, and become numbers layer by
-layer as they are used: a model needs about its file's size.
+"""Weights that stay in memory as their file has them, in fp8 or GGUF's blocks: a model needs about its file's
+size. Q8_0 and Q4_0 are MLX's own scheme and are multiplied as they are; the others become numbers layer by
+layer as they are used.
 
 The blocks are those of github.com/ggml-org/ggml, `ggml-quants.c`; `gguf.quants` is the same in numpy.
 """
@@ -14,6 +15,8 @@ import numpy as np
 from backends.mlx.layers import replace_module
 from infu.weights.checkpoint import Blocks, Checkpoint, Fp8
 
+AFFINE_GROUP = 32
+AFFINE = {"Q8_0": (8, 128), "Q4_0": (4, 8)}  # weights of scale * (q - zero): bits of a q, and zero
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
@@ -33,6 +36,9 @@ class CompressedLinear(nn.Module):
         """Take a weight as it is stored."""
         if isinstance(packed, Blocks):
             self._kind, self.weight = packed.kind, mx.array(packed.values)
+            if packed.kind in AFFINE:
+                self.weight, self._scale = (mx.array(array) for array in repack(packed))
+                mx.eval(self._scale)
         else:
             self._kind = "e4m3" if packed.values.dtype == ml_dtypes.float8_e4m3fn else "e5m2"
             self.weight = mx.array(packed.values.view(np.uint8))
@@ -40,11 +46,26 @@ class CompressedLinear(nn.Module):
         mx.eval(self.weight)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = x @ self.dequantise(x.dtype).T
+        if self._kind in AFFINE:  # in float32: bfloat16 has no room for the scales' 11 bits
+            y = mx.quantized_matmul(x.astype(mx.float32), *self._affine(), **self._scheme).astype(x.dtype)
+        else:
+            y = x @ self.dequantise(x.dtype).T
         return y + self.bias if "bias" in self else y
+
+    @property
+    def _scheme(self) -> dict[str, int]:
+        return {"group_size": AFFINE_GROUP, "bits": AFFINE[self._kind][0]}
+
+    def _affine(self) -> tuple[mx.array, mx.array, mx.array]:
+        """What MLX multiplies: q, and float32 scales and offsets of each group. The offsets, which the scales
+        tell, are not kept."""
+        scales = self._scale.astype(mx.float32)
+        return self.weight, scales, -AFFINE[self._kind][1] * scales
 
     def dequantise(self, dtype: mx.Dtype) -> mx.array:
         """The weight (out, in) as it is used; computed in float32."""
+        if self._kind in AFFINE:
+            return mx.dequantize(*self._affine(), **self._scheme).astype(dtype)
         if self._kind in GGUF:
             size = BLOCK_BYTES[self._kind]
             return GGUF[self._kind](self.weight.reshape(-1, size)).reshape(self.shape).astype(dtype)
@@ -55,13 +76,26 @@ class CompressedLinear(nn.Module):
         return (weight if self._scale is None else weight * self._scale).astype(dtype)
 
 
+def repack(packed: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of Q8_0 or Q4_0 (out, bytes of a row) -> MLX's uint32 (out, words) and float16 scales (out,
+    groups): the same bits in another order."""
+    blocks = packed.values.reshape(len(packed.values), -1, BLOCK_BYTES[packed.kind])  # (out, groups, bytes)
+    scales, q = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0], blocks[..., 2:]
+    if packed.kind == "Q8_0":
+        q = q ^ 128  # int8 + 128
+    else:  # Q4_0: 16 lower halves, then 16 upper ones -> neighbours share a byte
+        q = np.concatenate([q & 15, q >> 4], axis=-1)
+        q = q[..., ::2] | q[..., 1::2] << 4
+    return np.ascontiguousarray(q).reshape(len(blocks), -1).view(np.uint32), scales
+
+
 def compress_layers(network: nn.Module, weights: Checkpoint) -> nn.Module:
     """Exchange the layers of an empty network whose weights are stored in fp8 or in a type known here; what
     they keep comes with `load_weights`."""
     for name, layer in network.named_modules():
         weight = f"{name}.weight"
         if isinstance(layer, nn.Linear) and weight in weights and weights.is_packed(weight):
-            if weights.kind(weight) in GGUF or weights.kind(weight) == "fp8":
+            if weights.kind(weight) in (*AFFINE, *GGUF, "fp8"):
                 replace_module(network, name, CompressedLinear(layer.weight.shape, "bias" in layer))
     return network
 
@@ -103,14 +137,6 @@ def scales_and_mins(packed: mx.array) -> tuple[mx.array, mx.array]:
     scales = mx.concatenate([d & 63, (both & 15) | ((d >> 2) & 48)], axis=1)
     mins = mx.concatenate([m & 63, (both >> 4) | ((m >> 2) & 48)], axis=1)
     return scales.astype(mx.float32), mins.astype(mx.float32)
-
-
-def q8_0(b: mx.array) -> mx.array:
-    return half(b[:, :2]) * mx.contiguous(b[:, 2:]).view(mx.int8).astype(mx.float32)
-
-
-def q4_0(b: mx.array) -> mx.array:
-    return half(b[:, :2]) * (nibbles(b[:, 2:], 16).astype(mx.float32) - 8)
 
 
 def q4_1(b: mx.array) -> mx.array:
@@ -170,7 +196,7 @@ def iq4_xs(b: mx.array) -> mx.array:
 
 
 GGUF: dict[str, Callable[[mx.array], mx.array]] = {
-    "Q8_0": q8_0, "Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q2_K": q2_k, "Q3_K": q3_k,
+    "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q2_K": q2_k, "Q3_K": q3_k,
     "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k, "IQ4_NL": iq4_nl, "IQ4_XS": iq4_xs,
 }  # fmt: skip
 BLOCK_BYTES = {
