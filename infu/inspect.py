@@ -1,16 +1,19 @@
 """What a file of weights is: a network, several, or a LoRA; its precision, its size, the memory it needs."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infu.errors import BrokenFile, InfuError, MissingFile
-from infu.models import BASE, locate
+from infu.models import BASE, PARTS, locate
 from infu.weights.checkpoint import TITLES, Checkpoint, list_parts, open_part
 from infu.weights.files import open_weights
-from infu.weights.foreign import name_file, name_foreign_lora
+from infu.weights.foreign import name_file, name_foreign_lora, refuse_pipeline
 from infu.weights.gguf import GgufFile
 from infu.weights.lora import NETWORKS, PREFIXES, Shapes, find_prefix, read_lora, split_key
 from infu.weights.names import block_numbers
@@ -25,8 +28,13 @@ def describe_file(path: Path, networks: Mapping[str, Shapes] | None = None) -> d
     path = Path(path).expanduser()
     if not path.exists():
         raise MissingFile(f"There is no file {path.name!r}. Check its name and folder.")
+    if (path / "transformer").is_dir() or (path / "model_index.json").is_file():
+        return describe_folder(path)
     raw = open_weights(path)
     values = {"file": path.name, "tensors": len(raw), "bytes": raw.nbytes, "precision": count_kinds(raw)}
+    packing = describe_packing(path, raw)
+    if packing is not None:
+        values["packed"] = packing
     if is_lora(raw):
         return values | describe_lora(path, raw, networks)
     other = name_file(raw)
@@ -37,6 +45,24 @@ def describe_file(path: Path, networks: Mapping[str, Shapes] | None = None) -> d
     return values | {"what": " + ".join(n["what"] for n in networks.values()), "networks": networks}
 
 
+def describe_folder(path: Path) -> dict[str, Any]:
+    """A whole base in diffusers' layout: each of its networks that is there."""
+    refuse_pipeline(path)
+    parts = {part: open_part(path / part, part) for part in PARTS if (path / part).is_dir()}
+    precision: Counter[str] = Counter()
+    for part in parts.values():
+        precision.update(count_kinds(part.raw))
+    networks = {name: describe_network(part, name) for name, part in parts.items()}
+    return {
+        "file": path.name,
+        "tensors": sum(len(part.raw) for part in parts.values()),
+        "bytes": sum(part.raw.nbytes for part in parts.values()),
+        "precision": dict(precision.most_common()),
+        "what": " + ".join(network["what"] for network in networks.values()),
+        "networks": networks,
+    }
+
+
 def is_lora(raw: Mapping[str, Any]) -> bool:
     return any(split_key(name)[1] in SIGNS for name in raw)
 
@@ -45,6 +71,26 @@ def count_kinds(raw: Mapping[str, Any]) -> dict[str, int]:
     """How the numbers are stored -> how many tensors are."""
     kinds = (raw[name].kind if isinstance(raw, GgufFile) else str(raw[name].dtype) for name in raw)
     return dict(Counter(kinds).most_common())
+
+
+def describe_packing(path: Path, raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """In how many bits, and in groups of how many, the MLX backend packed a network (`infu quantize`); None:
+    it is not packed. `bits` and `group` are None where neither header nor config.json says so."""
+    scales = next((name for name in raw if name.endswith(".scales")), None)
+    weight = raw.get(f"{scales.removesuffix('.scales')}.weight") if scales else None
+    if weight is None or weight.dtype != np.uint32:
+        return None
+    bits = read_bits(path, raw.metadata)
+    numbers = weight.shape[-1] * 32 // bits if bits else 0  # of a row
+    return {"for": "MLX", "bits": bits, "group": numbers // raw[scales].shape[-1] or None}
+
+
+def read_bits(path: Path, metadata: Mapping[str, str]) -> int | None:
+    try:
+        told = metadata.get("bits") or json.loads((path / "config.json").read_bytes())["quantization"]["bits"]
+        return int(told) or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def describe_lora(path: Path, raw: Any, networks: Mapping[str, Shapes] | None) -> dict[str, Any]:
@@ -80,7 +126,7 @@ def describe_network(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
 def memory_of(checkpoint: Checkpoint) -> int:
     """Bytes in memory at bfloat16, what is stored in 8 bits or fewer left as it is."""
     return sum(
-        entry.nbytes if checkpoint.is_packed(name) else 2 * math.prod(entry.shape)
+        entry.nbytes if checkpoint.is_packed(name) or entry.dtype == np.uint32 else 2 * math.prod(entry.shape)
         for name, entry in checkpoint.items()
     )
 
@@ -95,6 +141,10 @@ def draw_file(values: Mapping[str, Any]) -> str:
         f"{values['file']}: {values['what']}",
         f"  {values['tensors']} tensors, {megabytes(values['bytes'])}; stored as {kinds}",
     ]
+    if "packed" in values:
+        packed = values["packed"]
+        sizes = f"{packed['bits']} bits, a scale and an offset for each {packed['group']} weights"
+        lines.append(f"  packed for MLX: {sizes if packed['bits'] else 'its config.json is not beside it'}")
     for network in values.get("networks", {}).values():
         line = f"  {network['what']}: {network['tensors']} tensors matched"
         if "width" in network:

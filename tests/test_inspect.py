@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from golden import FOLDERS, GOLDEN
+from safetensors.torch import load_file, save_file
 
+from backends.mlx.save import save_quantised
 from infu import InfuError
 from infu.inspect import describe_file, draw_file, read_model_shapes
+from infu.models import locate
 from infu.weights.document import make_document
 
 CHECKPOINTS, LORAS = GOLDEN / "checkpoints", GOLDEN / "lora"
@@ -55,6 +58,34 @@ def test_memory_is_that_of_the_network_in_memory():
     assert fp8["bytes"] < fp8["memory"] < 1.02 * fp8["bytes"]  # vectors are widened
     gguf = describe_file(CHECKPOINTS / "prefixed_no_architecture.gguf")["networks"]["transformer"]
     assert abs(gguf["memory"] / gguf["bytes"] - 1) < 0.1
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_what_mlx_packed_is_told_with_its_bits_and_groups(tmp_path, bits):
+    save_quantised(locate(base_model_path=FOLDERS["base_model_path"]), tmp_path / "saved", bits, "bfloat16")
+    folder = tmp_path / "saved/base/transformer"
+    for path in (folder, folder / "model.safetensors"):
+        values = describe_file(path)
+        assert values["packed"] == {"for": "MLX", "bits": bits, "group": 64}  # golden's rows are 64 long
+        assert f"packed for MLX: {bits} bits, a scale and an offset for each 64" in draw_file(values)
+    memory = values["networks"]["transformer"]["memory"]
+    assert memory == values["networks"]["transformer"]["bytes"]  # as it is in the file
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, tmp_path / "a.safetensors")  # no header, and no config beside it
+    assert "packed for MLX: its config.json is not beside it" in draw_file(
+        describe_file(tmp_path / "a.safetensors")
+    )
+
+
+def test_a_whole_folder_is_told_part_by_part():
+    values = describe_file(GOLDEN / "base")
+    assert list(values["networks"]) == ["transformer", "vae", "text_encoder", "text_encoder_2"]
+    parts = [describe_file(GOLDEN / "base" / part) for part in values["networks"]]
+    for total in ("bytes", "tensors"):
+        assert values[total] == sum(part[total] for part in parts)
+    assert len(draw_file(values).splitlines()) == 6 and json.loads(json.dumps(values)) == values
+    with pytest.raises(InfuError, match="Kontext"):
+        describe_file(CHECKPOINTS / "refused/kontext_folder")
 
 
 def test_a_lora_is_held_against_a_model():

@@ -81,7 +81,7 @@ def save_network(network: nn.Module, config: object, bits: int, target: Path) ->
     target.mkdir(parents=True)
     weights = dict(tree_flatten(network.parameters()))
     try:
-        mx.save_safetensors(str(target / "model.safetensors"), weights, {"format": "mlx"})
+        mx.save_safetensors(str(target / "model.safetensors"), weights, {"format": "mlx", "bits": str(bits)})
     except RuntimeError as error:  # MLX's word for a full disk
         raise OSError(errno.EIO, "the disk is full or refuses") from error
     values = asdict(config) | {"quantization": {"bits": bits}}
