@@ -26,7 +26,7 @@ from page.history import draw_bare, wire_history
 from page.layout import CSS, DEFAULTS, HEAD, TITLE, draw_head, make_theme
 from page.likeness import draw_likeness, wire_likeness
 from page.loras import draw_loras, wire_loras
-from page.person import draw_person, wire_photo
+from page.person import draw_person, wire_person
 from page.pose import draw_pose, wire_pose
 from page.settings import draw_settings, wire_settings
 from page.size import draw_size, wire_size
@@ -45,7 +45,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         notice = draw_head(studio.notice())
         with gr.Row(elem_id="work"):
             with gr.Column(min_width=320):
-                photo = draw_person()
+                person = draw_person()
                 prompt, style, final = draw_wishes()
                 likeness = draw_likeness()
                 shape, swap = draw_size(defaults.width, defaults.height)
@@ -61,9 +61,11 @@ def build_page(studio: Studio) -> gr.Blocks:
             bare = draw_bare()
         timer = gr.Timer(1.0)
 
-        released = {"input_image": photo, "control_image": control, "prompt": prompt, **settings}
+        released = {"input_image": person.photo, "control_image": control, "prompt": prompt, **settings}
         wire_api(studio, released, loras, lora_scale)
         controls = released | {
+            "faces": person.faces,
+            "more": person.more,
             "style": style,
             "loras": loras,
             "lora_scale": lora_scale,
@@ -71,12 +73,12 @@ def build_page(studio: Studio) -> gr.Blocks:
             "bare": bare,
         }
         running = wire_answer(studio, controls, buttons, answer)
-        wire_photo(photo)
+        wire_person(studio, person)
         wire_pose(control)
-        wire_likeness(studio, *likeness, settings)
+        wire_likeness(blocks, studio, *likeness, settings)
         wire_loras(studio, loras, report)
         wire_wishes(prompt, style, final)
-        wire_size(studio, shape, swap, photo, settings["width"], settings["height"])
+        wire_size(studio, shape, swap, person.photo, settings["width"], settings["height"])
         take_apart(wire_settings(source, prompt, settings), prompt, style)
         used, again = wire_history(answer.history, answer.picture, [prompt, *settings.values()])
         take_apart(used, prompt, style)

@@ -12,6 +12,7 @@ from infu.errors import PhotoError
 from infu.pipeline import Step
 from page.events import ON_DEVICE, QUICK, QUIET, RAW
 from page.history import History, draw_history, make_entry
+from page.person import ask_person
 from page.progress import Pace, draw_progress
 from page.settings import SETTINGS
 from page.studio import Studio
@@ -161,7 +162,7 @@ def ask(studio: Studio, asked: Asked, enough: Callable[[], bool]) -> Iterator[An
     settings = {name: asked[name] for name in SETTINGS}
     return studio.events(
         loras=read_loras(asked["loras"], asked["lora_scale"]),
-        id_image=read_upload(asked["input_image"]),
+        **ask_person(asked),
         control_image=read_upload(asked["control_image"]),
         prompt=make_prompt(asked["prompt"], asked["style"]),
         num_images=asked["num_images"],

@@ -50,7 +50,11 @@ def draw_likeness() -> tuple[gr.Slider, gr.HTML]:
 
 
 def wire_likeness(
-    studio: Studio, slider: gr.Slider, line: gr.HTML, settings: dict[str, gr.components.Component]
+    blocks: gr.Blocks,
+    studio: Studio,
+    slider: gr.Slider,
+    line: gr.HTML,
+    settings: dict[str, gr.components.Component],
 ) -> None:
     """The slider moves the settings; settings moved by hand or by a picture move the slider, where it can
     stand for them."""
@@ -65,7 +69,13 @@ def wire_likeness(
     # In the browser: an answer of the server's would come when the slider has moved on.
     chosen = slider.input(None, slider, moved, js=f"(level) => {json.dumps(STOPS)}[level]", **options)
     chosen.then(correct, slider, [*moved, slider], **options)
-    gr.on(None, describe, [slider, *moved], [slider, line], **options)  # None: at first, and at any change
+    gr.on(
+        [blocks.load, *(setting.change for setting in moved)],
+        describe,
+        [slider, *moved],
+        [slider, line],
+        **options,
+    )
 
 
 def stop_at(level: int, versions: tuple[str, ...] | None) -> Stop:

@@ -1,9 +1,14 @@
 """The head's angle: where the five points of the face lie in the picture."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import gradio as gr
 
-from page.person import wire_photo
+from page.events import QUICK, QUIET, RAW
 from page.texts import label
+from page.told import told
+from page.uploads import make_showable, read_upload
 
 
 def draw_pose() -> gr.Image:
@@ -12,4 +17,12 @@ def draw_pose() -> gr.Image:
 
 
 def wire_pose(control: gr.Image) -> None:
-    wire_photo(control)
+    uploaded = control.upload(show, control, control, **RAW, **QUIET)
+    uploaded.failure(lambda: None, None, control, **QUICK)
+
+
+@told
+def show(photo: dict | None) -> Iterator[Any]:
+    """A photograph just uploaded -> what the page shows of it."""
+    source = read_upload(photo)
+    yield (source and make_showable(source)) or gr.skip()

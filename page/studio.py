@@ -11,7 +11,9 @@ import gradio as gr
 from backends import load_backend
 from infu.cli import find_lora
 from infu.errors import InfuError
-from infu.models import MINI, VERSIONS
+from infu.face import FaceStack
+from infu.models import MINI, VERSIONS, locate
+from infu.options import PATHS
 from infu.pipeline import Result, Step
 from infu.request import GenerationRequest, Lora
 from infu.space import is_public, on_space
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("infu")
 COMMAND = "python app.py --base_model_path black-forest-labs/FLUX.1-dev --model_dir ByteDance/InfiniteYou"
 REAL = f"<code><span>{COMMAND.replace(' ', '</span> <span>')}</span></code>"
+PLACES = (*PATHS, "model_version")  # what `locate` takes
 NOT_LOADED = "The model could not be loaded; the server's log says why. The next request tries again."
 
 
@@ -70,6 +73,18 @@ class Studio:
             LOG.error("The model could not be loaded. %s", error)
         except Exception:
             LOG.exception("The model could not be loaded.")
+
+    def faces(self) -> FaceStack:
+        """The face models. Before the networks are loaded, by themselves, where their files are here; else
+        this waits for all. What they find in a photograph then is not searched again by a run."""
+        if self.backend is None:
+            try:
+                paths = {name: value for name, value in self.options.items() if name in PLACES}
+                files = locate(**paths, fetch=False)
+                return FaceStack(files.detector, files.recogniser, 0)
+            except InfuError:
+                pass  # to be fetched first, or wrong: loading says so
+        return self.load().faces
 
     def notice(self) -> str:
         """What a visitor should know of the model, as HTML; empty when there is nothing to say."""

@@ -1,13 +1,120 @@
 """The page's three questions about the person, in a real browser: whose face, how like, at which angle."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
-from browsing import field_value, open_fold, set_field, visited
-from playwright.sync_api import Browser, expect
+from browsing import PATIENCE, field_value, open_fold, set_field, upload, visited
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
 from serving import Server
+from skimage.data import astronaut, coffee
 
+from backends import load_backend
+from infu import GenerationRequest, generate
+from infu.metadata import read_picture
 from page.likeness import STOPS, describe, stop_at
+
+SMALL = {"width": 96, "height": 128, "num_steps": 2, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def backend():
+    """The model that the page has."""
+    return load_backend("pytorch")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> dict[str, Path]:
+    """Two people side by side, the second smaller and seen in a mirror; one person in a mirror; no person; no
+    picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    both = np.full((512, 1024, 3), 128, np.uint8)
+    both[:, :512] = astronaut()
+    both[:384, 600:984] = cv2.resize(astronaut(), (384, 384), interpolation=cv2.INTER_AREA)[:, ::-1]
+    pictures = {"both": both, "mirrored": astronaut()[:, ::-1], "coffee": coffee()}
+    paths = {name: folder / f"{name}.png" for name in pictures}
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(paths[name])
+    (folder / "text.jpg").write_text("not a picture")
+    return paths | {"text": folder / "text.jpg"}
+
+
+def set_small(page: Page) -> None:
+    open_fold(page)
+    for name, value in SMALL.items():
+        set_field(page, name, value)
+
+
+def make(page: Page, path: Path) -> dict:
+    """Generate, and download the picture -> its settings."""
+    page.locator("#generate").click()
+    expect(page.locator("#progress")).to_contain_text("Done in", timeout=PATIENCE)
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(path)
+    return read_picture(path)
+
+
+def assert_is(path: Path, backend, **asked) -> None:
+    """The picture is the library's for this request, to the level that a rounding may differ by."""
+    made = read_picture(path)
+    names = ("prompt", "width", "height", "seed", "num_steps")
+    expected = generate(GenerationRequest(**{name: made[name] for name in names}, **asked), backend)
+    difference = np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(expected.image))
+    assert difference.max() <= 1
+
+
+def test_the_chosen_one_of_several_faces_is_used_and_a_lost_face_is_told(
+    browser: Browser, server: Server, photos: dict[str, Path], backend, tmp_path: Path
+):
+    first, second = (
+        generate(GenerationRequest("a", id_image=photos["both"], id_faces=[i], **SMALL), backend).pixels
+        for i in (0, 1)
+    )
+    assert np.abs(first - second).max() > 2.5 / 255  # or what follows would show nothing
+    with visited(browser, server) as page:
+        faces = page.locator("#faces")
+        page.locator("#photo input[type=file]").set_input_files(photos["coffee"])
+        expect(faces).to_contain_text("No face was found in this photograph.", timeout=PATIENCE)
+        page.get_by_label("Remove Image").click()
+        expect(faces).to_be_hidden()
+        upload(page, photos["both"])
+        expect(faces).to_contain_text("Several faces", timeout=PATIENCE)
+        expect(faces.get_by_role("radio")).to_have_count(2)
+        faces.get_by_role("radio", name="Face 1").focus()
+        page.keyboard.press("ArrowRight")
+        expect(faces.get_by_role("radio", name="Face 2")).to_be_checked()
+        set_small(page)
+        make(page, tmp_path / "second.png")
+        assert_is(tmp_path / "second.png", backend, id_image=photos["both"], id_faces=[1])
+
+        upload(page, photos["mirrored"])
+        expect(faces).to_contain_text("This face will be used.", timeout=PATIENCE)
+        shown = page.locator("#faces img")
+        assert page.evaluate("image => image.naturalWidth", shown.element_handle()) == 112
+        make(page, tmp_path / "one.png")
+        assert_is(tmp_path / "one.png", backend, id_image=photos["mirrored"])
+
+
+def test_several_photographs_of_a_person_and_those_left_out_by_name(
+    browser: Browser, server: Server, photos: dict[str, Path], photo: Path, backend, tmp_path: Path
+):
+    with visited(browser, server) as page:
+        upload(page, photo)
+        page.locator("#more > button").click()
+        sent = [photos[name] for name in ("mirrored", "coffee", "text")]
+        page.locator("#more_photos input[type=file]").set_input_files(sent)
+        seen = page.locator("#more_faces")
+        expect(seen).to_contain_text("coffee.png is left out: no face was found.", timeout=PATIENCE)
+        expect(seen).to_contain_text("text.jpg is left out: The file 'text.jpg' is text, not a picture.")
+        expect(seen.get_by_alt_text("mirrored.png")).to_be_visible()
+        expect(page.locator("#more_photos")).not_to_contain_text("coffee")
+        set_small(page)
+        make(page, tmp_path / "mean.png")
+        assert_is(tmp_path / "mean.png", backend, id_images=[photo, photos["mirrored"]])
 
 
 @pytest.mark.parametrize(
