@@ -4,7 +4,6 @@ Generators over Gradio's raw values (`uploads.py` says why raw). Names and order
 test_mcp.py hold them, docs/api.md tells of them.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +38,6 @@ def wire_api(
         picture = gr.Image(label="Picture", format="png")
         gallery = gr.Gallery(label="Pictures", format="png")
         made = gr.JSON(label="Settings of each picture")
-        used = gr.Textbox(label="Settings of the picture")
     endpoints = Endpoints(studio)
     asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings, loras, lora_scale]
     run = RAW | ON_DEVICE
@@ -47,7 +45,7 @@ def wire_api(
     gr.on([], endpoints.generate, asked, [gallery, made], api_name="generate", **run)
     simple = [address, *(released[name] for name in ("prompt", "seed", "width", "height", "num_steps"))]
     tool = run | {"api_visibility": "undocumented"}
-    gr.on([], endpoints.make_picture, simple, [picture, used], api_name=TOOL, **tool)
+    gr.on([], endpoints.make_picture, simple, picture, api_name=TOOL, **tool)
 
 
 def offer_tool(blocks: gr.Blocks) -> None:
@@ -177,10 +175,10 @@ class Endpoints:
         height: int = DEFAULTS.height,
         num_steps: int = DEFAULTS.num_steps,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  how Gradio is told to pass one in
-    ) -> Iterator[tuple[Any, Any]]:
+    ) -> Iterator[Any]:
         """Make a new picture of the person in a photograph, in the scene and style that a sentence describes.
         The face keeps its likeness; pose, clothes, place and light come from the sentence. Answers with the
-        picture as a PNG image, its address, and its settings as JSON (the seed repeats the picture).
+        picture as a PNG image, and its address, in whose file name is the seed that repeats the picture.
         Takes seconds to minutes.
 
         Args:
@@ -206,6 +204,6 @@ class Endpoints:
         for event in events:
             if isinstance(event, Step):
                 progress((event.step, event.num_steps))
-                yield gr.skip(), gr.skip()
+                yield gr.skip()
             else:
-                yield save_picture_file(event), json.dumps(event.metadata)
+                yield save_picture_file(event)  # and no more: Gradio makes one text of several outputs

@@ -1,4 +1,4 @@
-"""Starts `python app.py` in a process of its own on a free port, waits for its page, and ends it."""
+"""Starts `python app.py`, or another page, in a process of its own on a free port, and ends it."""
 
 import os
 import socket
@@ -28,15 +28,26 @@ class Server:
 @contextmanager
 def served(folder: Path, *options: str) -> Iterator[Server]:
     """The page of `python app.py OPTIONS`, its files and its log under `folder`."""
+    with started(folder, [sys.executable, ROOT / "app.py", *options], ROOT) as server:
+        yield server
+
+
+@contextmanager
+def started(folder: Path, command: list[str | Path], cwd: Path) -> Iterator[Server]:
+    """What a Gradio program serves, its files and its log under `folder`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = Server(f"http://127.0.0.1:{port}/", folder / "files", folder / "log.txt")
     server.files.mkdir()
-    command = [sys.executable, ROOT / "app.py", "--host", "127.0.0.1", "--port", str(port), *options]
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(server.files), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(server.files),
+        "PYTHONUNBUFFERED": "1",
+    }
     with server.log.open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=log)
     try:
         wait_for(server, process)
         yield server
