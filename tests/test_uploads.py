@@ -19,7 +19,7 @@ def other(photo: Path, tmp_path: Path, monkeypatch) -> str:
 
 
 def test_a_photograph_in_the_web_is_fetched_into_the_cache(
-    web: str, photo: Path, tmp_path: Path, monkeypatch
+    other: str, photo: Path, tmp_path: Path, monkeypatch
 ):
     monkeypatch.setattr(gradio.processing_utils, "PUBLIC_HOSTNAME_WHITELIST", ["127.0.0.1"])  # as if public
     for path in (read_address(other + photo.name), read_upload({"path": other + photo.name})):
