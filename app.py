@@ -3,7 +3,7 @@
 `build_page` makes the page, `main` serves it. Importing this module loads no model and no framework.
 """
 
-import spaces  # noqa: F401, I001  first: on ZeroGPU it must come before anything that imports torch
+import page.zero  # noqa: F401, I001  first: on ZeroGPU it must come before anything that imports torch
 
 import os
 import signal

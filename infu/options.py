@@ -211,11 +211,14 @@ def check_photos(request: GenerationRequest) -> GenerationRequest:
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take groups of options: every field of a group becomes a flag with its name."""
+    """Let a command take groups of options: every field of a group becomes a flag with its name. The model's
+    can be given by the environment too, as INFU_QUANTIZE for --quantize: a Space has no command line."""
     parameters = []
     groups = {n: kind for n, kind in get_type_hints(command).items() if dataclasses.is_dataclass(kind)}
     for name, parameter in inspect.signature(command).parameters.items():
-        flags = [make_flag(f) for f in dataclasses.fields(groups[name])] if name in groups else [parameter]
+        flags = [parameter]
+        if kind := groups.get(name):
+            flags = [make_flag(f, environment=kind is ModelOptions) for f in dataclasses.fields(kind)]
         parameters += [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in flags]
 
     @functools.wraps(command)
@@ -231,9 +234,11 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     return flat
 
 
-def make_flag(entry: dataclasses.Field) -> inspect.Parameter:
+def make_flag(entry: dataclasses.Field, environment: bool) -> inspect.Parameter:
     default = entry.default if entry.default is not MISSING else entry.default_factory()
-    annotation = Annotated[entry.type, typer.Option(f"--{entry.name}", help=entry.metadata["help"])]
+    variable = {"envvar": f"INFU_{entry.name.upper()}", "show_envvar": False} if environment else {}
+    flag = typer.Option(f"--{entry.name}", help=entry.metadata["help"], **variable)
+    annotation = Annotated[entry.type, flag]
     return inspect.Parameter(
         entry.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )

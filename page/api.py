@@ -12,6 +12,7 @@ import gradio as gr
 from infu.errors import PhotoError
 from infu.models import VERSIONS
 from infu.pipeline import Step
+from infu.request import check_list
 from page.events import ON_DEVICE, RAW
 from page.layout import DEFAULTS, PROMPT
 from page.studio import Studio
@@ -141,7 +142,7 @@ class Endpoints:
             enable_anti_blur,
             read_loras(loras, lora_scale),
             id_image=read_upload(id_image),
-            id_images=tuple(map(read_upload, id_images or ())),
+            id_images=tuple(map(read_upload, check_list("id_images", id_images))),
             control_image=read_upload(control_image),
             prompt=prompt,
             negative_prompt=negative_prompt,

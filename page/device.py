@@ -33,6 +33,11 @@ class Device:
         self.backend: Backend | None = None
         self._lent = spaces.GPU(duration=self._duration)(self._run)  # as it is where nothing is lent
 
+    def look_ahead(self) -> None:
+        """Read now what is wanted of the weights' files later: ZeroGPU deletes them at the launch."""
+        read_networks(self.backend.files)
+        self.backend.module_shapes  # noqa: B018  it is kept
+
     def stream(
         self, request: GenerationRequest, model_version: str | None, enough: Callable[[], bool]
     ) -> Iterator[Step | Result]:

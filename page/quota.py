@@ -26,14 +26,19 @@ def seconds_needed(
 ) -> float:
     """Seconds on half a card, from the start of a process that holds nothing yet. `networks`: the sizes of
     the model's (`memory.read_networks`); `switched`: InfuseNet's other version has to be loaded."""
-    share = networks["transformer"].total / RELEASED["transformer"].total
     start = START + sum(2 * network.total for network in networks.values()) / TO_GPU
     if switched:
         start += 2 * networks["infusenet"].total / FROM_FILES
+    return start + seconds_of_work(request, networks)
+
+
+def seconds_of_work(request: GenerationRequest, networks: Mapping[str, Network] = RELEASED) -> float:
+    """Seconds on half a card that holds the model already: what a visitor's quota is charged from the second
+    picture on."""
+    share = networks["transformer"].total / RELEASED["transformer"].total
     width, height = request.run_size
-    decode = DECODE * width * height / 1e6
-    per_picture = share * (operations(request) / RATE + decode)
-    return start + share * ENCODE + request.num_images * per_picture
+    picture = operations(request) / RATE + DECODE * width * height / 1e6
+    return share * (ENCODE + request.num_images * picture)
 
 
 def asked_for(seconds: float) -> int:

@@ -16,7 +16,7 @@ from infu.models import MINI, VERSIONS, locate
 from infu.options import PATHS
 from infu.pipeline import Result, Step
 from infu.request import GenerationRequest, Lora
-from infu.space import is_public, on_space
+from infu.space import is_public, on_space, on_zero
 from page.device import Device
 from page.texts import label
 
@@ -63,6 +63,8 @@ class Studio:
                     LOG.error("The mini model takes the place of the model asked for. %s", error)
                     self.options = {"name": self.options["name"], "model_version": VERSIONS[0]}
                     self.device.backend = load_backend(**self.options)
+                if on_zero():
+                    self.device.look_ahead()
             return self.device.backend
 
     def load_early(self) -> None:

@@ -22,7 +22,7 @@ from infu.errors import PhotoError
 from infu.images import read_photo
 from infu.metadata import save_picture
 from infu.pipeline import Result, Step
-from infu.request import Lora
+from infu.request import Lora, check_list
 
 PREVIEW_SECONDS = 0.25  # at most four previews a second
 SWEEP_SECONDS, KEPT_SECONDS = 10 * 60, 45 * 60  # every file is gone within an hour of its last use
@@ -33,21 +33,26 @@ def read_upload(sent: dict[str, Any] | None, what: str = "picture") -> str | byt
     """What a client sent for a picture -> its path or bytes, for `read_photo`; None where it sent none.
     `what` names it in errors.
 
+    A path has to be one of Gradio's own folder. Who knows it may use it: Gradio names an upload by the
+    SHA-256 of a secret of this server and the content, we name a picture at random, and neither is listed, so
+    one visitor cannot come at another's file.
+
     Raises `PhotoError`.
     """
     if sent is None:
         return None
-    if (sent.get("url") or "").startswith("data:"):
+    given = sent if isinstance(sent, dict) else {}
+    url, path = (text if isinstance(text := given.get(n), str) else "" for n in ("url", "path"))
+    if url.startswith("data:"):
         try:
-            return base64.b64decode(sent["url"].partition(",")[2])
+            return base64.b64decode(url.partition(",")[2])
         except ValueError:
             raise PhotoError(f"The {what}'s data URL is not base64. Send the {what} again.") from None
-    path = sent.get("path")
-    if str(path).startswith(("http://", "https://")):
+    if path.startswith(("http://", "https://")):
         path = fetch(path, what)
-    if not path or not is_in_or_equal(path, get_upload_folder()):
+    if not path or "\0" in path or not is_in_or_equal(path, get_upload_folder()):
         raise PhotoError(f"A {what} must be uploaded: send it with handle_file, or post it to /upload.")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise PhotoError(
             f"The {what} is no longer on the server, which keeps it for an hour. Upload it again."
         )
@@ -78,7 +83,7 @@ def fetch(url: str, what: str) -> str:
 
 def read_loras(sent: list[dict[str, Any]] | None, scale: float) -> tuple[Lora, ...]:
     """LoRA files that a client sent, each at this scale. Raises `PhotoError`, `InvalidRequest`."""
-    paths = [read_upload(file, "LoRA") for file in sent or ()]
+    paths = [read_upload(file, "LoRA") for file in check_list("loras", sent)]
     if any(isinstance(path, bytes) for path in paths):
         raise PhotoError(
             "A LoRA must be uploaded as a file: send it with handle_file, or post it to /upload."

@@ -9,7 +9,7 @@ NOT_THE_SPACES = {"torch", "opencv-python"}  # the Space pins torch as ZeroGPU d
 
 def read_requirements(text: str) -> dict[str, str]:
     """Package -> the versions that may be installed."""
-    found = re.findall(r"^([\w-]+)([<>=!~][^;\s]*)", text, re.MULTILINE)
+    found = re.findall(r"^([\w\[\]-]+)([<>=!~][^;\s]*)", text, re.MULTILINE)
     return {name: versions for name, versions in found if name not in NOT_THE_SPACES}
 
 
