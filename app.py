@@ -47,9 +47,9 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Column(min_width=320):
                 person = draw_person()
                 prompt, style, final = draw_wishes()
+                num_images, buttons = draw_buttons()
                 likeness = draw_likeness()
                 shape, swap = draw_size(defaults.width, defaults.height)
-                num_images, buttons = draw_buttons()
             with gr.Column(min_width=320):
                 answer = draw_answer()
         with gr.Accordion(label("pose"), open=False, elem_id="pose"):
