@@ -1,5 +1,6 @@
 """Shared by all tests: where the repository's root is, quiet threads, a server, a browser, a photograph."""
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+collect_ignore = [] if importlib.util.find_spec("atheris") else ["test_fuzz.py"]  # for Linux alone
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 

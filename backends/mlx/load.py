@@ -23,7 +23,7 @@ from infu.errors import BrokenFile, InvalidRequest, MissingFile
 from infu.weights.checkpoint import Checkpoint, open_part
 from infu.weights.config import make_config
 from infu.weights.files import fold
-from infu.weights.torchfile import read_torch_file
+from infu.weights.torchfile import read_state_dict
 
 Config = TypeVar("Config")
 PACKED_ROWS = 1024  # of a weight that is being quantised: 60 MB of the widest in float32
@@ -76,7 +76,7 @@ def load_t5(
 
 def load_projection(path: Path, dtype: mx.Dtype) -> projection.Projection:
     """`image_proj_model.bin`, a torch file: {"image_proj": …}."""
-    weights = read_torch_file(path).get("image_proj")
+    weights = read_state_dict(path).get("image_proj")
     if not isinstance(weights, dict):
         raise BrokenFile(
             f'{path.name} has no "image_proj": it is not InfiniteYou\'s projection. Download it again.'

@@ -23,7 +23,7 @@ from infu.errors import BrokenFile, MissingFile
 from infu.weights.checkpoint import Blocks, Checkpoint, Fp8, open_part
 from infu.weights.config import make_config
 from infu.weights.files import fold
-from infu.weights.torchfile import read_torch_file
+from infu.weights.torchfile import read_state_dict
 
 Shapes = Mapping[str, Any]  # name -> anything with `.shape`
 
@@ -145,7 +145,7 @@ def load_projection(path: Path, dtype: torch.dtype, device: str) -> nn.Module:
 
 
 def read_projection(path: Path) -> dict[str, np.ndarray]:
-    weights = read_torch_file(path)
+    weights = read_state_dict(path)
     if not isinstance(weights.get("image_proj"), dict):
         raise BrokenFile(
             f'{path.name} has no "image_proj": it is not InfiniteYou\'s projection. Download it again.'

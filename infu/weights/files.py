@@ -34,6 +34,8 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 MAX_HEADER = 100 << 20  # bytes, the format's own limit
+MAX_NAME, MAX_DIMS = 400, 32  # of a tensor; FLUX's longest names have some 100 characters
+MAX_ENTRIES = 1 << 17  # of a torch file: a dict that stands in many places grows without end
 AGAIN = "Download it again with `python -m infu download`, or from where it came."
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -117,9 +119,12 @@ def open_file(path: Path) -> Any:
 
         return open_gguf(path)
     if path.suffix.lower() in TORCH_SUFFIXES:
-        from infu.weights.torchfile import read_torch_file
+        from infu.weights.torchfile import read_state_dict
 
-        return ArrayFile(flatten(read_torch_file(path)))
+        try:
+            return ArrayFile(flatten(read_state_dict(path)))
+        except ValueError:
+            raise BrokenFile(f"{path.name} is no list of tensors by name. Download it again.") from None
     return open_shards([path])
 
 
@@ -146,15 +151,21 @@ class ArrayFile(Mapping[str, np.ndarray]):
         return self.arrays[name]
 
 
-def flatten(values: Any) -> dict[str, np.ndarray]:
+def flatten(values: dict[Any, Any]) -> dict[str, np.ndarray]:
     """Nested dicts -> arrays by dotted name, what some training scripts wrap in `state_dict` unwrapped."""
-    values = values if isinstance(values, dict) else {}
-    arrays = {}
-    for key, value in values.get("state_dict", values).items():
+    arrays, left, seen = {}, [("", values)], 0
+    while left:
+        name, value = left.pop()
+        seen += 1
         if isinstance(value, np.ndarray):
-            arrays[str(key)] = value
+            arrays[check_name(name)] = value
         elif isinstance(value, dict):
-            arrays |= {f"{key}.{name}": array for name, array in flatten(value).items()}
+            inner = value.get("state_dict")
+            inside = (inner if isinstance(inner, dict) else value).items()
+            start = f"{check_name(name)}." if name else ""
+            left += [(f"{start}{key}", item) for key, item in reversed(inside)]
+        if seen + len(left) > MAX_ENTRIES:
+            raise ValueError("dicts in dicts without end")
     return arrays
 
 
@@ -199,22 +210,31 @@ def read_header(file: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
         raw = stream.read(length)
     try:
         entries = json.loads(raw)
-        metadata = entries.pop("__metadata__", {})
-        headers = {name: read_entry(file, 8 + length, size, entry) for name, entry in entries.items()}
+        metadata = dict(entries.pop("__metadata__", {}) or {})
+        headers = {
+            check_name(name): read_entry(file, 8 + length, size, entry) for name, entry in entries.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise BrokenFile(f"{file.name} has a damaged header. Download it again.") from None
-    return headers, {str(key): str(value) for key, value in dict(metadata or {}).items()}
+    return headers, {str(key): str(value) for key, value in metadata.items()}
+
+
+def check_name(name: str) -> str:
+    """A tensor's name, fit to stand in a sentence: it has to be short and printable, else `ValueError`."""
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise ValueError("a name that is none")
+    return name
 
 
 def read_entry(file: Path, data_start: int, size: int, entry: dict) -> TensorHeader:
     if entry["dtype"] not in DTYPES:
         raise BrokenFile(
-            f"{file.name} holds numbers of the kind {entry['dtype']!r}, which this version cannot read."
+            f"{file.name} holds numbers of the kind {entry['dtype']!a:.20}, which this version cannot read."
         )
     begin, end = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(length) for length in entry["shape"])
     header = TensorHeader(file, data_start + begin, shape, DTYPES[entry["dtype"]])
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != header.nbytes:
+    if len(shape) > MAX_DIMS or min(shape, default=0) < 0 or begin < 0 or end - begin != header.nbytes:
         raise ValueError("sizes that contradict one another")
     if data_start + end > size:
         raise BrokenFile(

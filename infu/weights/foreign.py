@@ -87,7 +87,8 @@ def refuse_weights(file: str, weights: Any, part: str) -> None:
 
 
 def refuse_quantisation(file: str, layer: str, kind: str) -> None:
-    raise BrokenFile(f"{file} is quantised in {kind[:40]} ({layer}), which is not supported. {INSTEAD}")
+    what = f"{kind!a:.40} ({layer!a:.100})"  # as a file's header spells them, whatever stands there
+    raise BrokenFile(f"{file} is quantised in {what}, which is not supported. {INSTEAD}")
 
 
 def refuse_channels(file: str, channels: int | None) -> None:

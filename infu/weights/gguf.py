@@ -16,6 +16,7 @@ import numpy as np
 
 from infu.errors import BrokenFile
 from infu.weights.changes import Rows, take
+from infu.weights.files import check_name
 
 MAGIC = b"GGUF"
 MAX_ENTRIES = 1 << 20  # of a header: FLUX has 780 tensors, a tokenizer's list 250,000 words
@@ -134,7 +135,7 @@ def open_gguf(path: Path) -> GgufFile:
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise BrokenFile(
-            f"{path.name} is a GGUF of another model ({architecture}), not of FLUX.1. "
+            f"{path.name} is a GGUF of another model ({architecture!a:.40}), not of FLUX.1. "
             "Choose one that was made of FLUX.1-dev or FLUX.1-schnell."
         )
     return GgufFile(path, tensors, metadata)
@@ -146,7 +147,7 @@ def read_info(reader: "Reader") -> tuple[str, tuple[int, ...], int, int]:
     if not 1 <= num_dims <= 8:
         raise ValueError("a tensor without a shape")
     shape = tuple(reader.number("<Q") for _ in range(num_dims))[::-1]
-    return name, shape, reader.number("<I"), reader.number("<Q")
+    return check_name(name), shape, reader.number("<I"), reader.number("<Q")
 
 
 def place(path: Path, name: str, start: int, shape: tuple[int, ...], number: int, offset: int) -> GgufTensor:

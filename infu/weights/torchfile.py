@@ -92,6 +92,14 @@ class Refused(ValueError):
     """What the file asks for and no tensor needs."""
 
 
+def read_state_dict(path: Path) -> dict[Any, Any]:
+    """`read_torch_file` of a file that holds a dict; any other is refused."""
+    values = read_torch_file(path)
+    if not isinstance(values, dict):
+        raise BrokenFile(f"{Path(path).name} holds no tensors by name. Download it again.")
+    return values
+
+
 def read_torch_file(path: Path) -> Any:
     """The file's nested dict, its tensors as arrays of their own dtype (bfloat16: `ml_dtypes`). The arrays
     are views of the mapped file; writing to one changes memory only. Raises `MissingFile`, `BrokenFile`."""
