@@ -18,6 +18,11 @@ def on_zero() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in YES
 
 
+def wants_compiled() -> bool:
+    """Whether blocks are compiled at the start on ZeroGPU: INFU_AOTI."""
+    return on_zero() and os.environ.get("INFU_AOTI", "").lower() in YES
+
+
 def is_public() -> bool:
     """Whether the page is open to people who may not name files of this machine or models of the hub.
     INFU_PUBLIC decides; without it every Space is public."""

@@ -24,6 +24,8 @@ from page.quota import asked_for, seconds_needed
 if TYPE_CHECKING:
     from backends.base import Backend
 
+COMPILING = 1500  # seconds, what HF's own examples ask for
+
 
 class Device:
     """Runs requests on the one loaded backend. ZeroGPU forks the process that runs them off this one at the
@@ -37,6 +39,12 @@ class Device:
         """Read now what is wanted of the weights' files later: ZeroGPU deletes them at the launch."""
         read_networks(self.backend.files)
         self.backend.module_shapes  # noqa: B018  it is kept
+
+    def compile_ahead(self) -> None:
+        """On ZeroGPU, at the start: a GPU is lent for the compiling alone, of which files are left."""
+        folder = Path(tempfile.mkdtemp(prefix="infu-aoti-"))
+        spaces.GPU(duration=COMPILING)(self.backend.compile_ahead)(folder)
+        self.backend.use_packages(folder)
 
     def stream(
         self, request: GenerationRequest, model_version: str | None, enough: Callable[[], bool]

@@ -16,7 +16,7 @@ from infu.models import MINI, VERSIONS, locate
 from infu.options import PATHS
 from infu.pipeline import Result, Step
 from infu.request import GenerationRequest, Lora
-from infu.space import is_public, on_space, on_zero
+from infu.space import is_public, on_space, on_zero, wants_compiled
 from page.device import Device
 from page.texts import label
 
@@ -65,6 +65,8 @@ class Studio:
                     self.device.backend = load_backend(**self.options)
                 if on_zero():
                     self.device.look_ahead()
+                if wants_compiled():
+                    self.device.compile_ahead()
             return self.device.backend
 
     def load_early(self) -> None:

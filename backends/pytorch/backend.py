@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,6 +84,7 @@ class PytorchBackend(Backend):
         else:
             self._dit = Resident(lambda device: transformer, self.device, None)
         self._infusenet = self._projection = None
+        self._packages: Path | None = None  # of blocks compiled ahead of time
         if files.infusenet is not None:
             self._load_identity(files)
         for resident in (self._clip, self._t5, self._vae, self._dit):
@@ -102,10 +104,31 @@ class PytorchBackend(Backend):
         """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
         projection = load.load_projection(files.projection, self._dtype, self.device)
         network = self._resident("infusenet", files)
-        with network.use():
-            pass  # as in the constructor: a broken file is reported here
+        with network.use() as loaded:  # as in the constructor: a broken file is reported here
+            self._take_packages(loaded)
         self._infusenet, self._projection = network, projection
         self.take_identity(files, projection.proj_in.in_features)
+
+    def compile_ahead(self, folder: Path) -> None:
+        """Compile the blocks into `folder`, on the device; it takes minutes. See ahead.py."""
+        from backends.pytorch.ahead import compile_blocks
+
+        compile_blocks(self._dit.arrive(), folder)
+
+    def use_packages(self, folder: Path) -> None:
+        """Run the blocks that `compile_ahead` wrote into `folder`."""
+        self._packages = folder
+        for resident in (self._dit, self._infusenet):
+            if resident is not None:
+                self._take_packages(resident.arrive())
+
+    def _take_packages(self, network: nn.Module) -> None:
+        if self._packages is not None:
+            from backends.pytorch.ahead import Ahead
+
+            ahead = Ahead(network)
+            ahead.load(self._packages)
+            network.ahead = (ahead,)  # in a tuple: its parameters are the network's own, not further ones
 
     @told_when_full()
     def use_version(self, model_version: str) -> None:

@@ -132,10 +132,12 @@ def velocity(
 
 def run(network: nn.Module, block_kind: Callable, *inputs):
     """One block. Where gradients are wanted and `network.enable_gradient_checkpointing()` was called, what it
-    computes is dropped and computed again on the way back."""
+    computes is dropped and computed again on the way back. `ahead`, where the network has it, is its compiled
+    blocks (ahead.py)."""
     if network.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(block_kind, *inputs, use_reentrant=False)
-    return block_kind(*inputs)
+    ahead = getattr(network, "ahead", None)
+    return block_kind(*inputs) if ahead is None else ahead[0].run(block_kind, *inputs)
 
 
 def sample_for(samples: Sequence[Tensor], block: int, num_blocks: int) -> Tensor:
