@@ -26,6 +26,7 @@ from page.history import draw_bare, wire_history
 from page.layout import CSS, DEFAULTS, HEAD, TITLE, draw_head, make_theme
 from page.likeness import draw_likeness, wire_likeness
 from page.loras import draw_loras, wire_loras
+from page.model import draw_model, wire_model
 from page.person import draw_person, wire_person
 from page.pose import draw_pose, wire_pose
 from page.settings import draw_settings, wire_settings
@@ -56,6 +57,9 @@ def build_page(studio: Studio) -> gr.Blocks:
             control = draw_pose()
         with gr.Accordion("LoRA", open=False, elem_id="lora"):
             loras, lora_scale, report = draw_loras()
+        if not studio.public:  # what one visitor loads, all others would have to take
+            with gr.Accordion(label("which_model"), open=False, elem_id="which_model") as opened:
+                models = draw_model(studio)
         with gr.Accordion(label("advanced"), open=False, elem_id="advanced"):
             source, settings = draw_settings(studio.options["model_version"], defaults)
             bare = draw_bare()
@@ -83,6 +87,9 @@ def build_page(studio: Studio) -> gr.Blocks:
         used, again = wire_history(answer.history, answer.picture, [prompt, *settings.values()])
         take_apart(used, prompt, style)
         take_apart(again, prompt, style).success(None, js=GENERATE, **QUICK)
+        if not studio.public:
+            loaded = wire_model(studio, blocks, opened, models, settings)
+            loaded.then(studio.look, None, [notice, timer], **QUICK)
         running.then(studio.look, None, [notice, timer], **QUICK)
         gr.on([blocks.load, timer.tick], studio.look, None, [notice, timer], **QUICK)
     return blocks

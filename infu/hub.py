@@ -9,6 +9,7 @@ import fnmatch
 import json
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.file_download import http_get
+from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import tqdm
 
 from infu.errors import BrokenFile, DownloadError, InfuError, MissingFile
@@ -115,6 +116,16 @@ def list_damaged(repo_id: str, folder: Path) -> list[Path]:
 def list_unfinished() -> set[Path]:
     """What downloads under way, and those that were killed, have in the hub's cache."""
     return set(Path(constants.HF_HUB_CACHE).glob("models--*/blobs/*.incomplete"))
+
+
+def count_fetched(repo_id: str) -> int:
+    """Bytes of a repository that the hub's cache holds, unfinished files included."""
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model") / "blobs"
+    sizes = []
+    for path in blobs.glob("*"):
+        with suppress(FileNotFoundError):  # an unfinished file that has just become a finished one
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
 
 
 def fetch_file(url: str, path: Path, name: str) -> Path:

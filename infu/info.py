@@ -61,12 +61,20 @@ def list_memory(files: ModelFiles | None, machine: dict[str, Any]) -> list[dict[
         DTYPES, (None, 8, 6, 4, 3), (None, "model", "sequential")
     ):
         if is_offered(quantize, offload, machine):
-            needed = memory_needed(files, dtype, quantize, offload)
-            if machine["device"] == "Apple GPU":
-                needed["shared"] = mac_needed(files, dtype, quantize, offload)
+            needed = needed_here(files, machine, dtype, quantize, offload)
             row = {"dtype": dtype, "quantize": quantize, "offload": offload, "fits": fits(needed, machine)}
             rows.append(row | {key: needed[key] for key in ("device", "main", "shared")})
     return rows
+
+
+def needed_here(
+    files: ModelFiles | None, machine: dict[str, Any], dtype: str, quantize: int | None, offload: str | None
+) -> dict[str, Any]:
+    """`memory_needed` by the backend that `auto` takes on this machine."""
+    needed = memory_needed(files, dtype, quantize, offload)
+    if machine["device"] == "Apple GPU":
+        needed["shared"] = mac_needed(files, dtype, quantize, offload)
+    return needed
 
 
 def is_offered(quantize: int | None, offload: str | None, machine: dict[str, Any]) -> bool:

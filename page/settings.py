@@ -43,11 +43,9 @@ def draw_settings(
     """A drop zone for a picture to take settings from, and the settings by name, in the API's order."""
     made: dict[str, gr.components.Component] = {}
     source = gr.File(label=label("settings_source"), file_types=[".png"], height=120, elem_id="source")
-    names = dict.fromkeys((*VERSIONS, model_version))
-    versions = [(label(name) if name in VERSIONS else name, name) for name in names]
     with gr.Row():
         made["model_version"] = gr.Dropdown(
-            versions,
+            list_choices(model_version),
             value=model_version,
             label=label("model_version"),
             scale=2,
@@ -68,6 +66,12 @@ def draw_settings(
         for name in ("enable_realism", "enable_anti_blur"):
             made[name] = gr.Checkbox(False, label=label(name), elem_id=name)
     return source, {name: made[name] for name in SETTINGS}
+
+
+def list_choices(model_version: str) -> list[tuple[Any, str]]:
+    """The released versions, and the one in use where that is a user's own."""
+    names = dict.fromkeys((*VERSIONS, model_version))
+    return [(label(name) if name in VERSIONS else name, name) for name in names]
 
 
 def draw_number(

@@ -19,6 +19,7 @@ from infu.request import GenerationRequest, Lora
 from infu.space import is_public, on_space, on_zero, wants_compiled
 from page.device import Device
 from page.texts import label
+from page.turns import Turns
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -43,6 +44,9 @@ class Studio:
         self.device = Device()
         self.trouble = ""  # why the last load failed
         self.loading = threading.Lock()
+        self.turns = Turns()  # runs share the model; a switch has it alone
+        self.switching = threading.Lock()  # one switch at a time
+        self.switched = False  # whether this is no longer the model that the page was drawn for
 
     @property
     def backend(self) -> "Backend | None":
@@ -68,6 +72,12 @@ class Studio:
                 if wants_compiled():
                     self.device.compile_ahead()
             return self.device.backend
+
+    def take(self, backend: "Backend | None", options: dict[str, Any]) -> None:
+        """This backend, loaded with these options, in place of the one there is; None: that is put away."""
+        with self.loading:
+            self.device.backend, self.options = backend, options
+            self.trouble, self.switched = "", True
 
     def load_early(self) -> None:
         """Load before the first request asks for it. What goes wrong is shown by `notice`."""
@@ -111,10 +121,11 @@ class Studio:
         """One request, from the values of the controls to its pictures. `enough`: `stream`'s."""
         settings["seed"] = settings["seed"] or None  # 0 is random, as released
         request = GenerationRequest(**settings)  # a wrong setting is told before a model is loaded
-        backend = self.load()
-        chosen = {"realism": enable_realism, "anti_blur": enable_anti_blur}
-        loras += tuple(find_lora(backend, name) for name, on in chosen.items() if on)
-        yield from self.device.stream(request.replace(plugins=loras), model_version, enough)
+        with self.turns.shared():
+            backend = self.load()
+            chosen = {"realism": enable_realism, "anti_blur": enable_anti_blur}
+            loras += tuple(find_lora(backend, name) for name, on in chosen.items() if on)
+            yield from self.device.stream(request.replace(plugins=loras), model_version, enough)
 
     def look(self) -> tuple[str, Any]:
         """The notice of now, and whether the page should go on asking."""
