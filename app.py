@@ -50,7 +50,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 prompt, style, final = draw_wishes()
                 num_images, buttons = draw_buttons()
                 likeness = draw_likeness()
-                shape, swap = draw_size(defaults.width, defaults.height)
+                size = draw_size(defaults.width, defaults.height)
             with gr.Column(min_width=320):
                 answer = draw_answer()
         with gr.Accordion(label("pose"), open=False, elem_id="pose"):
@@ -82,13 +82,13 @@ def build_page(studio: Studio) -> gr.Blocks:
         wire_likeness(blocks, studio, *likeness, settings)
         wire_loras(studio, loras, report)
         wire_wishes(prompt, style, final)
-        wire_size(studio, shape, swap, person.photo, settings["width"], settings["height"])
+        wire_size(studio, size, person.photo, [settings["width"], settings["height"]])
         take_apart(wire_settings(source, prompt, settings), prompt, style)
         used, again = wire_history(answer.history, answer.picture, [prompt, *settings.values()])
         take_apart(used, prompt, style)
         take_apart(again, prompt, style).success(None, js=GENERATE, **QUICK)
         if not studio.public:
-            loaded = wire_model(studio, blocks, opened, models, settings)
+            loaded = wire_model(studio, blocks, opened, models, size[0], settings)
             loaded.then(studio.look, None, [notice, timer], **QUICK)
         running.then(studio.look, None, [notice, timer], **QUICK)
         gr.on([blocks.load, timer.tick], studio.look, None, [notice, timer], **QUICK)

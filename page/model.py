@@ -29,6 +29,7 @@ from infu.options import PATHS
 from page.events import QUICK, QUIET
 from page.layout import DEFAULTS
 from page.settings import list_choices
+from page.size import list_shapes
 from page.studio import Studio
 from page.switch import find_dtype, switch
 from page.texts import label, say
@@ -66,11 +67,16 @@ def draw_model(studio: Studio) -> ModelFold:
 
 
 def wire_model(
-    studio: Studio, blocks: gr.Blocks, opened: gr.Accordion, fold: ModelFold, settings: dict[str, Any]
+    studio: Studio,
+    blocks: gr.Blocks,
+    opened: gr.Accordion,
+    fold: ModelFold,
+    shape: gr.Radio,
+    settings: dict[str, Any],
 ) -> gr.events.Dependency:
-    """`settings`: those with the released names; what the loaded model was made for is filled in there.
-    Returns the switch, to chain on."""
-    filled = [settings[name] for name in ("width", "height", "num_steps", "model_version")]
+    """`settings`: those with the released names; what the loaded model was made for is filled in there, and
+    into the shapes. Returns the switch, to chain on."""
+    filled = [shape, *(settings[name] for name in ("width", "height", "num_steps", "model_version"))]
 
     @told
     def look(visitor: gr.Request, model: str, *named: str | None) -> Iterator[tuple[Any, ...]]:
@@ -171,11 +177,13 @@ def find_choice(studio: Studio) -> str:
 
 
 def fill(studio: Studio) -> tuple[Any, ...]:
-    """Width, height and steps that the loaded model was made for, and its versions."""
+    """The shapes, width, height and steps that the loaded model was made for, and its versions."""
     defaults = DEFAULTS.replace(**read_defaults(studio.options))
     version = studio.backend.model_version or VERSIONS[0]
     versions = gr.update(choices=list_choices(version), value=version)
-    return defaults.width, defaults.height, defaults.num_steps, versions
+    size = defaults.width, defaults.height
+    shapes = gr.update(choices=list_shapes(*size), value=f"{size[0]}x{size[1]}")
+    return shapes, *size, defaults.num_steps, versions
 
 
 def list_ways(files: ModelFiles | None, dtype: str, visitor: gr.Request) -> dict[str, Any]:

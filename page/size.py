@@ -6,7 +6,6 @@ from typing import Any
 
 import gradio as gr
 
-from infu.errors import PhotoError
 from infu.images import read_photo
 from infu.models import read_defaults
 from infu.request import MAX_SIZE, MIN_SIZE
@@ -24,76 +23,74 @@ SHAPES = {  # width / height
     "tall": 9 / 16,
     "wide": 16 / 9,
 }
-LIKE_PHOTO = "like_photo"
+PHOTO = "photo"  # and then the size
 MOST = 3.0  # a panorama is met this far: what FLUX makes beyond repeats itself
+# Width and height, set by whomever -> the shape of that size, if any. In the browser: two answers of the
+# server, to the change of one and of the other, could come in the wrong order.
+SHOW = """(shape, width, height) => {
+    if (!width || !height) return [shape, ""];
+    const size = width + "x" + height;
+    return [shape === "photo" + size ? shape : size, "<p>" + width + " × " + height + "</p>"];
+}"""
 
 
-def draw_size(width: int, height: int) -> tuple[gr.Radio, gr.Button]:
-    """The shapes, and the button that turns a picture on its side."""
-    with gr.Row(elem_id="size"):
+def draw_size(width: int, height: int) -> tuple[gr.Radio, gr.HTML, gr.Button]:
+    """The shapes, whose values are their sizes; the size in numbers; a button that turns it on its side."""
+    with gr.Column(elem_id="size"):
         shape = gr.Radio(
-            [(label(key), key) for key in (*SHAPES, LIKE_PHOTO)],
-            value=find_shape(width, height, width, height),
-            label=label("shape"),
-            info=draw_numbers(width, height),
-            elem_id="shape",
+            list_shapes(width, height), value=f"{width}x{height}", label=label("shape"), elem_id="shape"
         )
+        numbers = gr.HTML(f"<p>{width} × {height}</p>", elem_id="numbers")
         swap = gr.Button(label("swap"), size="sm", elem_id="swap")
-    return shape, swap
+    return shape, numbers, swap
+
+
+def list_shapes(width: int, height: int, photo: str = PHOTO) -> list[tuple[Any, str]]:
+    """The choices for a model that was made for this size."""
+    sizes = {key: make_size(ratio, width, height) for key, ratio in SHAPES.items()}
+    return [(label(key), f"{w}x{h}") for key, (w, h) in sizes.items()] + [(label("like_photo"), photo)]
 
 
 def wire_size(
-    studio: Studio, shape: gr.Radio, swap: gr.Button, photo: gr.Image, width: gr.Number, height: gr.Number
+    studio: Studio, drawn: tuple[gr.Radio, gr.HTML, gr.Button], photo: gr.Image, size: list[gr.Number]
 ) -> None:
+    """`size`: the fields of width and height."""
+    shape, numbers, swap = drawn
+    unchanged = (gr.skip(),) * 3
+
     @told
-    def choose(name: str | None, sent: dict | None, visitor: gr.Request) -> Iterator[tuple[Any, Any]]:
-        """The shape that was clicked -> width and height."""
-        if name == LIKE_PHOTO and sent is None:
+    def choose(visitor: gr.Request, chosen: str, sent: dict | None) -> Iterator[tuple[Any, ...]]:
+        """The shape that was clicked -> width, height and the shapes."""
+        if not chosen.startswith(PHOTO):
+            yield *map(int, chosen.split("x")), gr.skip()
+        elif sent is None:
             gr.Info(say(visitor, "no_photo_yet"))
-        ratio = read_ratio(name, sent)
-        yield make_size(ratio, *default_size(studio)) if ratio else (gr.skip(), gr.skip())
+            yield unchanged
+        else:
+            yield from follow(chosen, sent)
 
     @told
-    def follow(name: str | None, sent: dict | None) -> Iterator[tuple[Any, Any]]:
+    def follow(chosen: str | None, sent: dict | None) -> Iterator[tuple[Any, ...]]:
         """Another photograph -> its shape, where that is what was asked for."""
-        ratio = read_ratio(name, sent) if name == LIKE_PHOTO else None
-        yield make_size(ratio, *default_size(studio)) if ratio else (gr.skip(), gr.skip())
-
-    @told
-    def show(name: str | None, sent: dict | None, wide: int | None, high: int | None) -> Iterator[Any]:
-        """Width and height, set by whomever -> the shape that they are."""
-        if not wide or not high:
+        if sent is None or not (chosen or "").startswith(PHOTO):
+            yield unchanged
             return
-        ratio = read_ratio(name, sent) if name == LIKE_PHOTO else None
         default = default_size(studio)
-        same = ratio and make_size(ratio, *default) == (wide, high)
-        yield gr.update(
-            value=name if same else find_shape(wide, high, *default), info=draw_numbers(wide, high)
-        )
+        height, width = read_photo(read_upload(sent)).shape[:2]
+        width, height = make_size(width / height, *default)
+        value = f"{PHOTO}{width}x{height}"
+        yield width, height, gr.update(choices=list_shapes(*default, value), value=value)
 
-    size = [width, height]
-    shape.input(choose, [shape, photo], size, **RAW, **QUIET)
-    photo.change(follow, [shape, photo], size, **RAW, **QUIET)
-    swap.click(lambda wide, high: (high, wide), size, size, **QUICK)
-    shown = QUICK | {"trigger_mode": "always_last"}
-    gr.on([width.change, height.change], show, [shape, photo, *size], shape, **RAW, **shown)
+    shape.input(choose, [shape, photo], [*size, shape], **RAW, **QUIET)
+    photo.change(follow, [shape, photo], [*size, shape], **RAW, **QUIET)
+    swap.click(None, size, size, js="(width, height) => [height, width]", **QUICK)
+    gr.on([part.change for part in size], None, [shape, *size], [shape, numbers], js=SHOW, **QUICK)
 
 
 def default_size(studio: Studio) -> tuple[int, int]:
+    """What the loaded model was made for."""
     defaults = DEFAULTS.replace(**read_defaults(studio.options))
     return defaults.width, defaults.height
-
-
-def read_ratio(name: str | None, photo: dict[str, Any] | None) -> float | None:
-    """Width / height of a shape; None for the photograph's where there is none."""
-    if name != LIKE_PHOTO:
-        return SHAPES.get(name)
-    try:
-        source = read_upload(photo)
-        high, wide = read_photo(source).shape[:2] if source else (0, 0)
-    except PhotoError:  # it is told where it was uploaded
-        return None
-    return wide / high if high else None
 
 
 def make_size(ratio: float, width: int, height: int) -> tuple[int, int]:
@@ -102,12 +99,3 @@ def make_size(ratio: float, width: int, height: int) -> tuple[int, int]:
     root, side = sqrt(min(max(ratio, 1 / MOST), MOST)), sqrt(width * height)
     wide, high = (min(max(16 * round(s / 16), MIN_SIZE), MAX_SIZE) for s in (side * root, side / root))
     return wide, high
-
-
-def find_shape(width: int, height: int, *default: int) -> str | None:
-    """The preset that makes this size of the model's default size."""
-    return next((name for name, r in SHAPES.items() if make_size(r, *default) == (width, height)), None)
-
-
-def draw_numbers(width: int, height: int) -> str:
-    return f"{width} × {height}"

@@ -157,7 +157,7 @@ def test_a_visitor_switches_and_a_failure_is_told_and_keeps_the_model(
         expect(page.locator("#notice p")).to_have_count(0)
         open_fold(page)
         assert [field_value(page, name) for name in ("width", "height", "num_steps")] == [192, 256, 3]
-        expect(page.locator("#shape")).to_contain_text("192 × 256", timeout=PATIENCE)
+        expect(page.locator("#numbers")).to_contain_text("192 × 256", timeout=PATIENCE)
 
         client = Client(server.url, verbose=False)
         made = client.predict(handle_file(photo), **ASKED, api_name="/generate_image")["value"]

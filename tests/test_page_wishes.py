@@ -43,7 +43,7 @@ def test_portrait_is_the_released_size():
 
 
 def expect_size(page: Page, width: int, height: int, shape: str | None) -> None:
-    expect(page.locator("#shape")).to_contain_text(f"{width} × {height}", timeout=PATIENCE)
+    expect(page.locator("#numbers")).to_contain_text(f"{width} × {height}", timeout=PATIENCE)
     chosen = page.locator("#shape label.selected")
     expect(chosen).to_have_text([shape] if shape else [])
     assert (field_value(page, "width"), field_value(page, "height")) == (width, height)
