@@ -27,7 +27,7 @@ from infu.weights.lora import PREFIXES
 from infu.weights.lora_module import ENDINGS
 
 READERS = ("safetensors", "gguf", "torch", "lora")
-SECONDS = 10  # for each reader
+SECONDS = 7  # for each reader
 WORDS = (
     *(f'"{kind}"' for kind in DTYPES), *(ending for endings in ENDINGS.values() for ending in endings),
     *SCALES, *HINTS, *(prefix for prefix, *_ in PREFIXES), '"dtype":', '"shape":[', '"data_offsets":[',
