@@ -33,6 +33,7 @@ from infu.models import locate
 from infu.weights.checkpoint import Blocks, Fp8, open_part
 from infu.weights.config import make_config
 from infu.weights.files import open_weights
+from infu.weights.gguf import HALVES, all_finite
 from infu.weights.names import BLOCKS, OUTSIDE, SWAPPED, bfl_targets
 
 CHECKPOINTS = GOLDEN / "checkpoints"
@@ -190,6 +191,36 @@ def test_mlx_and_torch_make_the_numbers_of_ggufs_blocks_that_the_gguf_package_ma
     assert np.array_equal(np.array(layer.dequantise(mx.float32)), theirs)
     ours = compress(Blocks(raw, kind), theirs.shape[1], None, "cpu").dequantize(torch.float32)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0)  # another order of two products
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_a_gguf_block_that_is_not_finite_is_told_by_its_scales(kind):
+    """As the `gguf` package's numbers tell."""
+    size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
+    raw = np.random.default_rng(0).integers(1, 100, (3, 2 * size), np.uint8)  # upper bytes below 0x7c: finite
+    assert np.isfinite(dequantize(raw, GGMLQuantizationType[kind])).all() and all_finite(raw, kind)
+    for at in HALVES[kind]:
+        for bits in (0x7C00, 0xFC00, 0x7E01):  # infinity, minus infinity, NaN
+            bad = raw.copy()
+            bad[1, size + at : size + at + 2] = np.frombuffer(np.uint16(bits).tobytes(), np.uint8)
+            with np.errstate(all="ignore"):
+                assert not np.isfinite(dequantize(bad, GGMLQuantizationType[kind])).all()
+            assert not all_finite(bad, kind)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [("float8_e4m3fn", 0xFF), ("float8_e5m2", 0x7C), ("float8_e5m2", 0xFE)]
+)
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_a_compressed_matrix_that_is_not_finite_is_refused_on_loading(tmp_path, name, dtype, bits):
+    key = "double_blocks.0.img_mlp.0.weight"
+    tensors = load_file(CHECKPOINTS / "fp8_e4m3fn.safetensors")
+    stored = tensors[key].to(getattr(torch, dtype)).view(torch.uint8).clone()
+    stored[3, 5] = bits
+    assert not stored.view(getattr(torch, dtype)).float().isfinite().all()  # torch's own word
+    save_file(tensors | {key: stored.view(getattr(torch, dtype))}, tmp_path / "a.safetensors")
+    with pytest.raises(BrokenFile, match=f"a.safetensors: {key} has numbers that are not finite"):
+        load_backend(name, **FOLDERS, transformer_path=tmp_path / "a.safetensors", dtype="float32")
 
 
 @pytest.mark.parametrize("kind", compressed.AFFINE)

@@ -247,10 +247,7 @@ def read_tensor(weights: Any, name: str) -> Tensor:
         return to_tensor(weights[name])
     tensor = to_tensor(weights.read(name))
     if not (tensor if tensor.element_size() > 1 else tensor.float()).isfinite().all():
-        raise BrokenFile(
-            f"{weights.name}: {weights.origin(name)} has numbers that are not finite (NaN or infinity). The "
-            "file is damaged, or was badly merged: download it again, or choose another."
-        )
+        raise weights.not_finite(name)
     return tensor
 
 

@@ -20,7 +20,7 @@ from infu.errors import BrokenFile
 from infu.weights.changes import Rows, take
 from infu.weights.files import WeightFiles, fold, open_weights
 from infu.weights.foreign import refuse_channels, refuse_quantisation, refuse_weights
-from infu.weights.gguf import PLAIN, GgufFile
+from infu.weights.gguf import PLAIN, GgufFile, all_finite
 from infu.weights.names import BLOCKS, OUTSIDE, SWAPPED, T5_GGUF, VAE, block_numbers, rename
 
 PREFIXES = {  # of a network in a file that holds several
@@ -49,6 +49,8 @@ HINTS = (
     ".comfy_quant",
 )  # for fp8 arithmetic, which is not used; and the format
 FP8 = {"float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2)}
+
+NO_NUMBER = {FP8["float8_e4m3fn"]: 0x7F, FP8["float8_e5m2"]: 0x7C}  # from these bits on, the sign left away
 
 
 @dataclass(frozen=True)
@@ -127,16 +129,29 @@ class Checkpoint(Mapping[str, Entry]):
         return self.raw[self.entries[name].source].kind if isinstance(self.raw, GgufFile) else "fp8"
 
     def packed(self, name: str) -> Fp8 | Blocks | None:
-        """A matrix as it is stored, where `is_packed`."""
+        """A matrix as it is stored, where `is_packed`. Raises `BrokenFile` for NaN or infinity in it."""
         entry = self.entries[name]
         if not self.is_packed(name):
             return None
         if isinstance(self.raw, GgufFile):
             blocks = self.raw.blocks(entry.source)
             kind = self.raw[entry.source].kind
-            return Blocks(blocks if entry.rows is None else take(blocks, entry.rows), kind)
+            blocks = blocks if entry.rows is None else take(blocks, entry.rows)
+            if not all_finite(blocks, kind):
+                raise self.not_finite(name)
+            return Blocks(blocks, kind)
         scale = np.ones((), np.float32) if entry.scale is None else self._scale(entry)
-        return Fp8(self._rows(entry), scale)
+        values = self._rows(entry)
+        if not np.isfinite(scale).all() or (values.view(np.uint8) & 0x7F).max() >= NO_NUMBER[values.dtype]:
+            raise self.not_finite(name)
+        return Fp8(values, scale)
+
+    def not_finite(self, name: str) -> BrokenFile:
+        """What to say of a tensor with NaN or infinity in it."""
+        return BrokenFile(
+            f"{self.name}: {self.origin(name)} has numbers that are not finite (NaN or infinity). The file "
+            "is damaged, or was badly merged: download it again, or choose another."
+        )
 
     def _rows(self, entry: Entry) -> np.ndarray:
         if isinstance(self.raw, GgufFile):

@@ -62,7 +62,7 @@ refused.
 def make_document() -> str:
     """The whole of docs/files.md."""
     scales = "`, `".join(checkpoint.SCALES)
-    kinds = ", ".join((*gguf.PLAIN, *gguf.QUANTISED))
+    kinds = ", ".join((*gguf.PLAIN, *gguf.HALVES))
     torch_files = ", ".join(f"`{suffix}`" for suffix in files.TORCH_SUFFIXES)
     lines = [
         HEAD,

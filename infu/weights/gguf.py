@@ -26,8 +26,11 @@ PLAIN = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype(np.float64),
 }
-QUANTISED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
-             "IQ4_XS", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "MXFP4")  # fmt: skip
+HALVES = {  # where in a block of a quantised type the float16 numbers begin, its scales and offsets
+    "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q2_K": (80, 82),
+    "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "IQ3_XXS": (0,), "IQ3_S": (0,), "TQ1_0": (52,), "TQ2_0": (64,), "MXFP4": (),
+}  # fmt: skip
 NUMBERS = {
     0: "<B",
     1: "<b",
@@ -111,6 +114,14 @@ def dequantise(blocks: np.ndarray, kind: str) -> np.ndarray:
         return dequantize(blocks, GGMLQuantizationType[kind])
 
 
+def all_finite(blocks: np.ndarray, kind: str) -> bool:
+    """Whether blocks uint8 (rows, bytes) hold finite numbers, by their scales: far quicker than by all."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    each = blocks.reshape(-1, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1])
+    return not any((each[:, at + 1] & 0x7C == 0x7C).any() for at in HALVES[kind])
+
+
 def open_gguf(path: Path) -> GgufFile:
     """Raises `BrokenFile` for a file that is cut short, contradicts itself, or has a type not known here."""
     raw = np.memmap(path, np.uint8, mode="r")
@@ -157,7 +168,7 @@ def place(path: Path, name: str, start: int, shape: tuple[int, ...], number: int
         kind = GGMLQuantizationType(number).name
     except ValueError:
         kind = f"number {number}"
-    if kind not in PLAIN and kind not in QUANTISED:
+    if kind not in PLAIN and kind not in HALVES:
         raise BrokenFile(
             f"{path.name} stores {name} in the type {kind}, which is not supported. "
             "Choose a file in Q8_0, Q5_K, Q4_K or another common type."
