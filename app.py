@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import gradio as gr
@@ -33,7 +34,7 @@ from page.settings import draw_settings, wire_settings
 from page.size import draw_size, wire_size
 from page.studio import Studio
 from page.texts import I18N, label
-from page.uploads import KEPT_SECONDS, SWEEP_SECONDS
+from page.uploads import KEPT_SECONDS, SWEEP_SECONDS, sweep_forever
 from page.wishes import draw_wishes, take_apart, wire_wishes
 
 
@@ -129,6 +130,7 @@ def serve(
         )
         offer_tool(blocks)
         threading.Thread(target=studio.load_early, daemon=True).start()
+        threading.Thread(target=sweep_forever, args=[Path(folder)], daemon=True).start()
         blocks.block_thread()
 
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -25,7 +26,9 @@ from infu.pipeline import Result, Step
 from infu.request import Lora, check_list
 
 PREVIEW_SECONDS = 0.25  # at most four previews a second
-SWEEP_SECONDS, KEPT_SECONDS = 10 * 60, 45 * 60  # every file is gone within an hour of its last use
+# Every file is gone within an hour of its last use.
+KEPT_SECONDS = round(60 * float(os.environ.get("INFU_KEPT_MINUTES", 45)))
+SWEEP_SECONDS = max(1, KEPT_SECONDS // 5)
 SHOWN = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM")  # how the files begin that every browser shows
 
 
@@ -141,3 +144,20 @@ def make_folder() -> Path:
 
 def file_data(path: Path) -> dict[str, Any]:
     return FileData(path=str(path), orig_name=path.name, mime_type="image/png").model_dump()
+
+
+def sweep_forever(folder: Path) -> None:
+    """Beside Gradio's own sweep, which leaves every folder, and each file that no component has shown: one
+    fetched from its address, or saved in a run that nobody waited for."""
+    while True:
+        time.sleep(SWEEP_SECONDS)
+        sweep(folder, KEPT_SECONDS)
+
+
+def sweep(folder: Path, kept_seconds: float) -> None:
+    """Delete the files under `folder` that were last used longer ago than that, and folders left empty."""
+    oldest = time.time() - kept_seconds
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        with suppress(OSError):  # a folder that is not empty; a file that Gradio's sweep has taken
+            if path.stat().st_mtime < oldest:
+                path.rmdir() if path.is_dir() else path.unlink()

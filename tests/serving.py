@@ -20,6 +20,7 @@ class Server:
     url: str
     files: Path  # where it keeps uploads and pictures
     log: Path  # what it prints
+    pid: int
 
     def printed(self) -> str:
         return self.log.read_text(errors="replace")
@@ -38,16 +39,17 @@ def started(folder: Path, command: list[str | Path], cwd: Path) -> Iterator[Serv
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = Server(f"http://127.0.0.1:{port}/", folder / "files", folder / "log.txt")
-    server.files.mkdir()
+    files, log = folder / "files", folder / "log.txt"
+    files.mkdir()
     environment = os.environ | {
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(server.files),
+        "GRADIO_TEMP_DIR": str(files),
         "PYTHONUNBUFFERED": "1",
     }
-    with server.log.open("w") as log:
-        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=log)
+    with log.open("w") as printed:
+        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=printed, stderr=printed)
+    server = Server(f"http://127.0.0.1:{port}/", files, log, process.pid)
     try:
         wait_for(server, process)
         yield server

@@ -1,5 +1,7 @@
 """Photographs that a client names by an address."""
 
+import os
+import time
 from pathlib import Path
 
 import gradio.processing_utils
@@ -7,7 +9,7 @@ import pytest
 from web import web
 
 from infu.errors import PhotoError
-from page.uploads import read_address, read_upload
+from page.uploads import read_address, read_upload, sweep
 
 
 @pytest.fixture
@@ -38,3 +40,17 @@ def test_what_this_server_gave_out_is_taken_from_its_folder(other: str, photo: P
     assert read_address(f"{other}gradio_api/file={tmp_path}/a%20b.png") == str(tmp_path / "a b.png")
     with pytest.raises(PhotoError, match="must be public"):
         read_address(f"{other}gradio_api/file={photo}")
+
+
+def test_the_sweep_takes_what_is_old_and_the_folders_left_empty(tmp_path: Path):
+    for name in ("old/a.png", "both/old.png", "both/new.png", "new/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("old/a.png", "old", "both/old.png", "both"):
+        os.utime(tmp_path / name, (time.time() - 100,) * 2)
+    sweep(tmp_path, 60)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"old", "both", "both/new.png", "new", "new/b.png"}  # taking a file touches its folder
+    os.utime(tmp_path / "old", (time.time() - 100,) * 2)
+    sweep(tmp_path, 60)
+    assert not (tmp_path / "old").exists()
