@@ -1,4 +1,4 @@
-"""Many clients at once, one that vanishes, and what stays of them on the server. tests/load.py is the full load."""
+"""Many clients at once, one that vanishes, and what stays of them. tests/load.py is the full load."""
 
 import os
 import re
@@ -48,7 +48,8 @@ VANISHING = """
 import sys
 from gradio_client import Client, handle_file
 client = Client(sys.argv[1], verbose=False)
-job = client.submit(handle_file(sys.argv[2]), width=384, height=512, num_steps=200, api_name="/generate_image")
+photo = handle_file(sys.argv[2])
+job = client.submit(photo, width=384, height=512, num_steps=200, api_name="/generate_image")
 for answer in job:
     print(answer["label"], flush=True)
 """
