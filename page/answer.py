@@ -83,16 +83,17 @@ def wire_answer(
     runs: dict[str, threading.Event] = {}  # sessions whose page has a run under way -> it is to end and keep
 
     def run(visitor: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Pictures into the page, and the buttons as between two runs when it has ended by itself."""
+        """Pictures into the page, and the buttons as between two runs when it has ended by itself.
+
+        Each answer says the whole state: Gradio's page writes an answer into the one before it, which it may
+        not have shown yet.
+        """
         enough = runs[visitor.session_hash] = threading.Event()
         asked = dict(zip(controls, values, strict=True))
-        begun = False
         try:
             for outputs in make_pictures(studio, asked, enough.is_set, visitor):
-                can_keep = gr.skip() if begun else gr.update(interactive=True)
-                begun = True
-                yield *outputs, gr.skip(), gr.skip(), can_keep
-            yield gr.skip(), gr.skip(), gr.skip(), *ready()
+                yield *outputs, gr.skip(), gr.skip(), gr.update(interactive=True)
+            yield *outputs, *ready()
         except gr.Error as error:
             yield draw_progress(html.unescape(error.message)), gr.skip(), gr.skip(), *ready()
             raise
@@ -139,22 +140,26 @@ def make_pictures(
     if studio.backend is None:
         yield draw_progress(str(label("loading"))), gr.skip(), gr.skip()
         studio.load()
-    yield draw_progress(str(label("reading"))), gr.skip(), gr.skip()
+    switched = studio.backend.model_version not in (None, asked["model_version"])
+    doing = label("switching") if switched else label("reading")
+    yield draw_progress(str(doing)), gr.skip(), gr.skip()
     made: list[dict[str, Any]] = []
+    strip = gr.skip()  # the pictures of runs before stay
     for event, preview in with_previews(ask(studio, asked, enough)):
         if isinstance(event, Step):
             text = pace.describe(event, asked["num_images"], visitor)
             picture = gr.update(value=preview) if preview else gr.skip()
-            yield draw_progress(text, event.step / event.num_steps), picture, gr.skip()
+            yield draw_progress(text, event.step / event.num_steps), picture, strip
         else:
-            made = [*made, make_entry(event, asked["bare"], visitor)]  # the page may miss one answer, not two
-            yield gr.skip(), gr.skip(), gr.update(value=made)
+            made.append(make_entry(event, asked["bare"], visitor))
+            strip = gr.update(value=[*made])
+            yield gr.skip(), gr.skip(), strip
     steps = event.metadata.get("partial")
     if steps:
         text = say(visitor, "kept", step=steps, num_steps=event.metadata["num_steps"])
     else:
         text = say(visitor, "done", seconds=f"{pace.seconds():.0f}")
-    yield draw_progress(text, 1.0, event.notes), gr.skip(), gr.skip()
+    yield draw_progress(text, 1.0, event.notes), gr.skip(), strip
 
 
 def ask(studio: Studio, asked: Asked, enough: Callable[[], bool]) -> Iterator[Any]:

@@ -38,8 +38,9 @@ FACTS = {  # what is told of a picture: a text, and the settings that it shows
     "fact_infusenet": "{infusenet_conditioning_scale:g}, {infusenet_guidance_start:g} – "
     "{infusenet_guidance_end:g}",
     "model_version": "{model_version}",
+    "pose": "{pose}",
 }
-OPTIONAL = ("partial", "model_version")
+OPTIONAL = ("partial", "model_version", "pose")
 
 
 class History(NamedTuple):

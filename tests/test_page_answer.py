@@ -10,6 +10,7 @@ from browsing import DESK, PATIENCE, PHONE, expect_ready, field_value, open_fold
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving import Server
+from test_page_axe import violations
 
 from infu.errors import PhotoError
 from infu.metadata import read_picture
@@ -196,6 +197,8 @@ def test_a_strip_of_many_pictures_stays_on_a_phones_screen(browser: Browser, ser
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         strip = page.locator("#history [role=listbox]")
         assert strip.evaluate("strip => strip.scrollWidth > strip.clientWidth")
+        page.locator("#compare").click()
+        assert violations(page) == []
 
 
 def test_the_time_left_is_that_of_the_steps_measured(monkeypatch):
