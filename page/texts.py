@@ -17,17 +17,21 @@ TEXTS: dict[str, dict[str, str]] = {
     for path in sorted(Path(__file__).with_suffix("").glob("*.json"))
     for key, texts in json.loads(path.read_text(encoding="utf-8")).items()
 }
+# Gradio translates every value that is a key, as "aes_stage2" was in the menu of versions: none begins so.
+OURS = "infu_text_"
 # Gradio asks for the browser's whole locale first; its own texts have zh-CN, so ours must too.
 I18N = gr.I18n(
-    **{name: {k: t[name] for k, t in TEXTS.items()} for name in LANGUAGES},
-    **{"zh-CN": {k: t["zh"] for k, t in TEXTS.items()}},
+    **{
+        locale: {OURS + key: texts[name] for key, texts in TEXTS.items()}
+        for locale, name in [*zip(LANGUAGES, LANGUAGES, strict=True), ("zh-CN", "zh")]
+    }
 )
 
 
 def label(key: str) -> I18nData:
     """The text `key` for a label, a placeholder, a value or HTML (there as `str`). Raises `KeyError`."""
     TEXTS[key]
-    return I18N(key)
+    return I18N(OURS + key)
 
 
 def say(visitor: gr.Request | str | None, key: str, **values: object) -> str:

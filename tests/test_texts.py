@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from infu.models import VERSIONS
-from page.texts import LANGUAGES, TEXTS, language_of, say
+from page.texts import I18N, LANGUAGES, TEXTS, language_of, say
+from page.wishes import STYLES
 
 PAGE = Path(__file__).parents[1] / "page"
 
@@ -48,3 +49,9 @@ def test_the_browser_chooses_the_language(asked: str, language: str):
 def test_a_text_is_filled_in_in_its_language():
     assert say("de", "step", step=2, num_steps=8) == "Schritt 2 von 8"
     assert say(None, "step", step=2, num_steps=8) == "Step 2 of 8"
+
+
+def test_no_value_of_a_menu_is_the_key_of_a_text():
+    """Gradio would translate the value itself, now and then, and the server not know it again."""
+    keys = I18N.translations_dict["en"]
+    assert len(keys) == len(TEXTS) and not {*VERSIONS, *STYLES, *TEXTS} & set(keys)
