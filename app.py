@@ -57,7 +57,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Accordion(label("pose"), open=False, elem_id="pose"):
             control = draw_pose()
         with gr.Accordion("LoRA", open=False, elem_id="lora"):
-            loras, lora_scale, report = draw_loras()
+            loras = draw_loras()
         if not studio.public:  # what one visitor loads, all others would have to take
             with gr.Accordion(label("which_model"), open=False, elem_id="which_model") as opened:
                 models = draw_model(studio)
@@ -67,13 +67,15 @@ def build_page(studio: Studio) -> gr.Blocks:
         timer = gr.Timer(1.0)
 
         released = {"input_image": person.photo, "control_image": control, "prompt": prompt, **settings}
-        wire_api(studio, released, loras, lora_scale)
+        wire_api(studio, released, loras.files, loras.scale)
         controls = released | {
             "faces": person.faces,
             "more": person.more,
             "style": style,
-            "loras": loras,
-            "lora_scale": lora_scale,
+            "loras": loras.files,
+            "lora_scale": loras.scale,
+            "lora_report": loras.report,
+            "lora_picture": loras.picture,
             "num_images": num_images,
             "bare": bare,
         }
@@ -81,7 +83,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         wire_person(studio, person)
         wire_pose(control)
         wire_likeness(blocks, studio, *likeness, settings)
-        wire_loras(studio, loras, report)
+        wire_loras(studio, loras, prompt)
         wire_wishes(prompt, style, final)
         wire_size(studio, size, person.photo, [settings["width"], settings["height"]])
         take_apart(wire_settings(source, prompt, settings), prompt, style)

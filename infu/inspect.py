@@ -17,6 +17,7 @@ from infu.weights.foreign import name_file, name_foreign_lora, refuse_pipeline
 from infu.weights.gguf import GgufFile
 from infu.weights.lora import NETWORKS, PREFIXES, Shapes, find_prefix, read_lora, split_key
 from infu.weights.names import block_numbers
+from infu.weights.triggers import find_triggers
 
 SIGNS = {"down", "w1", "w1_a", "hada_w1_a", "diff", "diff_b"}  # tensors of a LoRA, by their role
 
@@ -97,9 +98,9 @@ def describe_lora(path: Path, raw: Any, networks: Mapping[str, Shapes] | None) -
     foreign = name_foreign_lora(raw)
     if foreign:
         raise BrokenFile(foreign)
-    if networks is not None:
-        return {"what": "LoRA", "written_by": list_writers(raw), **read_lora(path, networks).report}
-    return {"what": "LoRA", "written_by": list_writers(raw), "matched": None}
+    values = {"what": "LoRA", "written_by": list_writers(raw)}
+    values["trigger_words"] = find_triggers(getattr(raw, "metadata", {}))
+    return values | (read_lora(path, networks).report if networks is not None else {"matched": None})
 
 
 def list_writers(raw: Mapping[str, Any]) -> list[str]:
@@ -153,6 +154,8 @@ def draw_file(values: Mapping[str, Any]) -> str:
         lines.append(f"{line}; {megabytes(network['memory'])} of memory")
     if "written_by" in values:
         lines.append(f"  keys as by {'; '.join(values['written_by']) or 'nobody known'}")
+        if values["trigger_words"]:
+            lines.append(f"  trigger words: {', '.join(values['trigger_words'])}")
         lines += draw_match(values)
     return "\n".join(lines)
 

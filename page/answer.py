@@ -12,13 +12,14 @@ from infu.errors import PhotoError
 from infu.pipeline import Step
 from page.events import ON_DEVICE, QUICK, QUIET, RAW
 from page.history import History, draw_history, make_entry
+from page.loras import ask_loras
 from page.person import ask_person
 from page.progress import Pace, draw_progress
 from page.settings import SETTINGS
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
-from page.uploads import read_loras, read_upload, with_previews
+from page.uploads import read_upload, with_previews
 from page.wishes import make_prompt
 
 Asked = dict[str, Any]  # the values of the page's controls, by name
@@ -166,7 +167,7 @@ def ask(studio: Studio, asked: Asked, enough: Callable[[], bool]) -> Iterator[An
     """The values of the page's controls, by name -> the events of the run."""
     settings = {name: asked[name] for name in SETTINGS}
     return studio.events(
-        loras=read_loras(asked["loras"], asked["lora_scale"]),
+        loras=ask_loras(asked),
         **ask_person(asked),
         control_image=read_upload(asked["control_image"]),
         prompt=make_prompt(asked["prompt"], asked["style"]),

@@ -1,0 +1,82 @@
+"""Trigger words out of files as trainers write them, and a visitor's LoRAs on the page."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from browsing import PATIENCE, expect_ready, open_fold, set_field, upload, visited
+from playwright.sync_api import Browser, expect
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from serving import Server
+
+from infu.inspect import describe_file, draw_file
+from infu.metadata import read_picture
+from infu.models import MINI
+from infu.weights.triggers import find_triggers
+
+LORA = MINI / "InfiniteYou/supports/optional_loras/flux_realism_lora.safetensors"
+TAGS = {"10_ohwx": {"ohwx woman": 20, "smile": 19, "garden": 4}, "bad": 3}
+
+
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        ({}, []),
+        ({"modelspec.trigger_phrase": "ohwx  woman, in ink"}, ["ohwx woman", "in ink"]),
+        ({"ss_trigger_words": '["a b", "c"]', "ss_tag_frequency": json.dumps(TAGS)}, ["a b", "c"]),
+        ({"trainedWords": "x", "instance_prompt": "x"}, ["x"]),
+        ({"ss_tag_frequency": json.dumps(TAGS)}, ["ohwx woman", "smile"]),
+        ({"ss_tag_frequency": json.dumps({"a": {"b": "many", "once": 1}})}, []),
+        ({"ss_tag_frequency": "[" * 100_000, "trigger_word": "y" * 81}, []),
+        ({"trigger_words": json.dumps(list(range(20)))}, [str(k) for k in range(8)]),
+        ({"ss_trigger_words_note": "no", "title": "no"}, []),
+    ],
+)
+def test_trigger_words_are_read_as_each_trainer_writes_them(metadata: dict[str, str], words: list[str]):
+    assert find_triggers(metadata) == words
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory) -> Path:
+    """The mini's LoRA with a trigger word that is HTML too."""
+    path = tmp_path_factory.mktemp("loras") / "ink.safetensors"
+    with safe_open(LORA, "numpy") as file:
+        metadata = file.metadata() or {}
+    save_file(load_file(LORA), path, metadata | {"modelspec.trigger_phrase": "<b>inkwash</b>"})
+    return path
+
+
+def test_inspect_says_the_trigger_words(named: Path):
+    assert "trigger words: <b>inkwash</b>" in draw_file(describe_file(named))
+
+
+def test_a_visitor_sees_what_a_lora_does_adds_its_word_and_gives_each_its_strength(
+    browser: Browser, server: Server, photo: Path, named: Path
+):
+    with visited(browser, server) as page:
+        upload(page, photo)
+        page.locator("#lora > button").click()
+        page.set_input_files("#loras input[type=file]", [named, LORA])
+        report = page.locator("#lora_report")
+        expect(report.locator("section")).to_have_count(2, timeout=PATIENCE)
+        expect(report).to_contain_text(re.compile(r"Changes [1-9]\d* layers of the model\."))
+        expect(page.locator("#lora_picture")).to_have_count(0)
+        page.locator("#prompt textarea").fill("a cook")
+        for _ in range(2):
+            report.get_by_role("button", name="+ <b>inkwash</b>").click()
+            expect(page.locator("#prompt textarea")).to_have_value("a cook, <b>inkwash</b>", timeout=PATIENCE)
+        report.get_by_label("Strength of ink.safetensors").fill("0.5")
+        set_field(page, "lora_scale", 1.5)
+        open_fold(page)
+        set_field(page, "num_steps", 2)
+        page.locator("#generate").click()
+        expect(page.locator("#progress")).to_contain_text("Done in", timeout=PATIENCE)
+        expect_ready(page)
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        made = read_picture(download.value.path())
+        assert made["prompt"] == "a cook, <b>inkwash</b>"
+        used = [(plugin["lora"], plugin["scale"]) for plugin in made["plugins"]]
+        assert used == [("ink.safetensors", 0.75), (LORA.name, 1.5)]
