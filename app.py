@@ -23,6 +23,7 @@ from infu.space import choose_model, is_public, on_space
 from page.answer import GENERATE, draw_answer, draw_buttons, wire_answer
 from page.api import offer_tool, wire_api
 from page.events import QUICK
+from page.examples import draw_examples, wire_examples
 from page.history import draw_bare, wire_history
 from page.layout import CSS, DEFAULTS, HEAD, TITLE, draw_head, make_theme
 from page.likeness import draw_likeness, wire_likeness
@@ -54,6 +55,8 @@ def build_page(studio: Studio) -> gr.Blocks:
                 size = draw_size(defaults.width, defaults.height)
             with gr.Column(min_width=320):
                 answer = draw_answer()
+        with gr.Accordion(label("examples"), open=False, elem_id="examples") as examples:
+            cards = draw_examples()
         with gr.Accordion(label("pose"), open=False, elem_id="pose"):
             control = draw_pose()
         with gr.Accordion("LoRA", open=False, elem_id="lora"):
@@ -85,6 +88,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         wire_likeness(blocks, studio, *likeness, settings)
         wire_loras(studio, loras, prompt)
         wire_wishes(prompt, style, final)
+        wire_examples(studio, examples, cards, prompt, style)
         wire_size(studio, size, person.photo, [settings["width"], settings["height"]])
         take_apart(wire_settings(source, prompt, settings), prompt, style)
         used, again = wire_history(answer.history, answer.picture, [prompt, *settings.values()])

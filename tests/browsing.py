@@ -27,10 +27,11 @@ PATIENCE = 60_000  # milliseconds: the machine may be busy with other things
 
 @contextmanager
 def visited(
-    browser: Browser, server: Server, viewport: dict[str, int] = DESK, **options: str
+    browser: Browser, server: Server, viewport: dict[str, int] = DESK, mini: bool = True, **options: str
 ) -> Iterator[Page]:
     """The page, opened by a new visitor. At the end: no error in the console, no other host was asked.
-    `options`: `new_context`'s, such as locale and color_scheme."""
+    `mini`: that model is loaded, and the page says so. `options`: `new_context`'s, such as locale and
+    color_scheme."""
     context = browser.new_context(viewport=viewport, accept_downloads=True, **options)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
@@ -39,7 +40,7 @@ def visited(
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     page.on("request", lambda request: hosts.update(re.findall("^(?:blob:)?[a-z]+://([^/]+)", request.url)))
     page.goto(server.url)
-    notice = TEXTS["mini_notice"][options.get("locale", "en")[:2]]
+    notice = TEXTS["mini_notice"][options.get("locale", "en")[:2]] if mini else ""
     expect(page.locator("#notice")).to_contain_text(notice, timeout=PATIENCE)
     yield page
     context.close()

@@ -25,7 +25,7 @@ def test_a_text_stands_in_every_language_with_the_same_values(key: str):
 
 def test_no_text_is_left_that_nothing_shows():
     code = "\n".join(
-        path.read_text() for path in [*PAGE.glob("*.py"), PAGE / "styles.json", PAGE.parent / "app.py"]
+        path.read_text() for path in [*PAGE.glob("*.py"), *PAGE.glob("*.json"), PAGE.parent / "app.py"]
     )
     code += str([f'"{name}"' for name in VERSIONS])
     assert [key for key in TEXTS if not re.search(rf"[\"']{key}[\"']", code)] == []
