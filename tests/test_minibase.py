@@ -1,0 +1,151 @@
+"""The mini base's training: what it makes is FLUX's layout to everyone who reads it, a run that stopped is
+the run that did not, each part learns. The oracles: singular values, transformers' tokenizers, two backends."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+from backends import load_backend
+from infu import GenerationRequest, generate
+from infu.training.minibase import autoencoder, data, diffusion
+from infu.training.minibase.export import export
+from infu.training.minibase.latents import fit_latents, load_latents, patches
+from infu.training.minibase.networks import make_vae
+from infu.training.run import read_log
+from infu.training.world.dataset import make_shards, read_shards
+
+SIZE = (64, 80)
+PROMPT = "A woman with long blond hair, wearing a red t-shirt, oil painting"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """12 small pictures, encoded."""
+    folder = tmp_path_factory.mktemp("world")
+    list(make_shards(folder / "shards", range(6), 2, SIZE))
+    data.encode(folder / "shards", folder / "run", lambda text: None)
+    return folder
+
+
+@pytest.fixture
+def run(world, tmp_path):
+    """A run of its own over the shared encoded pictures."""
+    for name in ("latents.npz", "tokenizer", "tokenizer_2", "data"):
+        (tmp_path / name).symlink_to(world / "run" / name)
+    return tmp_path
+
+
+def learn_dit(run, steps: int, until: int) -> diffusion.Run:
+    training = diffusion.open_dit(run, steps)
+    encoded = data.load_encoded(run, SIZE)
+    for log in training.go(lambda step: diffusion.loss_of_dit(training.network, encoded, 2, 0, step)):
+        if log.step == until:
+            training.save()
+            break
+    return training
+
+
+def test_latents_lose_what_the_smallest_singular_values_hold(world):
+    pictures = read_shards(world / "shards").pictures
+    latents = fit_latents(pictures, count=10**9)  # all patches
+    flat = patches(pictures).astype(np.float64)
+    singular = np.linalg.svd(flat - flat.mean(0), compute_uv=False)
+    least = np.square(singular[16:]).sum() / flat.size  # Eckart and Young: no 16 numbers keep more
+    encoded = latents.encode(pictures)
+    kept = encoded.transpose(0, 2, 3, 1).reshape(-1, 16) / latents.scale @ latents.basis.T + latents.mean
+    assert np.square(kept - flat).mean() == pytest.approx(least, rel=1e-3)
+    assert np.square(encoded).mean() == pytest.approx(1, rel=3e-3)  # the deviations divide by n - 1
+    assert np.abs(latents.decode(encoded).astype(int) - pictures).mean() < 10  # the layout of pixels is right
+
+
+def test_previews_show_the_mean_colour_of_a_patch(world):
+    shards, latents = read_shards(world / "shards"), load_latents(world / "run" / "latents.npz")
+    colours = latents.colours()
+    encoded = latents.encode(shards.pictures)[0]
+    shown = np.tensordot(encoded, np.array(colours["factors"]), axes=(0, 0)) + colours["bias"]
+    means = (shards.pictures[0].reshape(10, 8, 8, 8, 3).mean((1, 3)) / 127.5) - 1
+    assert np.abs(shown - means).mean() < 0.02
+
+
+def test_transformers_reads_the_tokenizers_as_we_do(world):
+    ours = data.load_tokenizers(world / "run")
+    clip = CLIPTokenizer.from_pretrained(world / "run" / "tokenizer")
+    assert clip(PROMPT, padding="max_length", max_length=77).input_ids == ours.clip(PROMPT)[0].tolist()
+    t5 = PreTrainedTokenizerFast.from_pretrained(world / "run" / "tokenizer_2")
+    ids = ours.t5(PROMPT)[0]
+    assert t5(PROMPT).input_ids == ids[: np.flatnonzero(ids == 1)[0] + 1].tolist()
+    assert "<unk>" not in t5.convert_ids_to_tokens(ids.tolist())  # unknown words are spelled
+    assert t5.decode(ids, skip_special_tokens=True) == PROMPT.lower()
+
+
+def test_a_run_that_stopped_is_the_run_that_did_not(run):
+    once = learn_dit(run, steps=4, until=4)
+    (run / "dit").rename(run / "once")
+    learn_dit(run, steps=4, until=2)
+    again = learn_dit(run, steps=4, until=4)
+    for name, tensor in once.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[name]), name
+    assert all(map(torch.equal, once.ema, again.ema))
+    first, second = (read_log(run / name / "log.jsonl") for name in ("once", "dit"))
+    assert [line["loss"] for line in first] == [line["loss"] for line in second]
+    assert len(second) == 4 and sum(second[0]["counts"]) == 2
+
+
+def test_everything_learns_and_the_teacher_stays(run):
+    before = {
+        name: tensor.clone() for name, tensor in diffusion.open_dit(run, 3).network.state_dict().items()
+    }
+    base = learn_dit(run, steps=3, until=3).network
+    still = [name for name, tensor in base.named_parameters() if torch.equal(tensor, before[name])]
+    assert not still
+    encoded, training = data.load_encoded(run, SIZE), diffusion.open_distilled(run, 40)
+    teacher = {name: tensor.clone() for name, tensor in training.network.teacher.state_dict().items()}
+    logs = training.go(lambda step: diffusion.loss_of_distilled(training.network, encoded, 2, 0, step))
+    assert all(np.isfinite(next(logs).loss) for _ in range(2))
+    for name, tensor in training.network.teacher.state_dict().items():
+        assert torch.equal(tensor, teacher[name]), name
+    assert not any(key.startswith(("_teacher", "clip", "t5")) for key in training.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name, loss_of",
+    [(autoencoder.DECODER, autoencoder.loss_of_decoder), (autoencoder.ENCODER, autoencoder.loss_of_encoder)],
+)
+def test_a_half_of_the_vae_learns(run, world, name, loss_of):
+    shards, latents = read_shards(world / "shards"), load_latents(run / "latents.npz")
+    training = autoencoder.open_half(run, name, 60)
+    logs = list(training.go(lambda step: loss_of(training.network, latents, shards, 2, 0, step)))
+    first, last = (np.mean([log.loss for log in part]) for part in (logs[:5], logs[-5:]))
+    assert last < 0.7 * first
+
+
+def test_both_backends_draw_the_same_with_what_is_exported(run, world, tmp_path):
+    learn_dit(run, steps=3, until=3)
+    shards, latents = read_shards(world / "shards"), load_latents(run / "latents.npz")
+    for name, loss_of in (("decoder", autoencoder.loss_of_decoder), ("encoder", autoencoder.loss_of_encoder)):
+        half = autoencoder.open_half(run, name, 1)
+        list(half.go(lambda step, h=half, of=loss_of: of(h.network, latents, shards, 1, 0, step)))
+        half.save()
+    export(run, tmp_path / "base", SIZE)
+    assert json.loads((tmp_path / "base" / "vae" / "config.json").read_text())["scaling_factor"] == 1
+    pictures = []
+    for name in ("pytorch", "mlx"):
+        backend = load_backend(name, base_model_path=tmp_path / "base", dtype="float32")
+        request = GenerationRequest(prompt=PROMPT, width=64, height=80, num_steps=2, seed=1)
+        pictures.append(np.asarray(generate(request, backend).image).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1  # of 255: rounding
+    assert pictures[0].std() > 5
+
+
+def test_the_vaes_halves_are_measured_in_decibels_of_unseen_pictures(world):
+    vae, latents = make_vae(), load_latents(world / "run" / "latents.npz")
+    measured = autoencoder.measure_halves(
+        vae.decoder, vae.encoder, latents, read_shards(world / "shards").pictures[:2]
+    )
+    assert set(measured) == {"decoder", "both"} and all(0 < value < 15 for value in measured.values())
+    assert autoencoder.psnr(torch.tensor([0.2]), torch.tensor([0.0])) == pytest.approx(
+        20
+    )  # 20 log10(2 / 0.2)
