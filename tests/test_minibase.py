@@ -1,5 +1,5 @@
 """The mini base's training: what it makes is FLUX's layout to everyone who reads it, a run that stopped is
-the run that did not, each part learns. The oracles: singular values, transformers' tokenizers, two backends."""
+the run that did not, each part learns. Oracles: singular values, transformers' tokenizers, both backends."""
 
 import json
 
