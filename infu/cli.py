@@ -1,4 +1,5 @@
-"""The command line: `python -m infu generate | batch | download | quantize | info | inspect`.
+"""The command line: `python -m infu generate | batch | download | quantize | info | inspect | make-data |
+train`.
 
 Exit codes: 0; 1 for an error its reader can put right; 2 for wrong usage; 70 for a fault of InfU's own; 130
 for Ctrl-C. Standard output holds results only; progress, notes and errors go to standard error.
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+DryRun = Annotated[bool, typer.Option("--dry_run", help="Print memory and time, and do nothing.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
 Folder = Annotated[Path, typer.Option("--out_results_dir", help="Folder for the pictures; made if absent.")]
 
@@ -184,12 +186,45 @@ def inspect(
         typer.echo(json.dumps(values) if output.json else draw_file(values))
 
 
+@app.command("make-data")
+def make_data(
+    settings: Annotated[Path, typer.Argument(help="A YAML or JSON file; docs/training.md shows one.")],
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="A Ray cluster's address; left out: this machine alone.")
+    ] = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Encode photographs to train on; for stage 2, make the pictures of their people first.
+
+    Photographs come from folders, tar shards (webdataset) and parquet files. One that does not serve is left
+    out, with its reason in reports/; the same command goes on after whatever stopped it.
+    """
+    output = OutputOptions(debug=debug)
+    with reported(output), training():
+        from infu.training.config import DataSettings, read_settings
+        from infu.training.estimate import estimate_data
+        from infu.training.make_data import make_data as make
+
+        values = read_settings(DataSettings, settings)
+        if dry_run:
+            typer.echo("\n".join(estimate_data(values, lambda text: say(text, output))))
+        else:
+            typer.echo(json.dumps(make(values, ray, lambda text: say(text, output))))
+
+
 @app.command()
 def train(
     settings: Annotated[Path, typer.Argument(help="A YAML or JSON file; docs/training.md shows one.")],
+    dry_run: DryRun = False,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="For --dry_run: how many share it.")] = 1,
+    tflops: Annotated[
+        float | None,
+        typer.Option("--tflops", help="For --dry_run: what a device reaches; left out: measured."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Train InfuseNet and projection: stage 1 on data of `make-data`, stage 2 on data made with stage 1.
+    """Train InfuseNet and projection: stage 1 on data of make-data, stage 2 on data made with stage 1.
 
     Goes on where an earlier run of the same run_dir stopped; Ctrl-C stops after the step it is in. On
     several GPUs: accelerate launch -m infu train FILE.
@@ -197,9 +232,14 @@ def train(
     output = OutputOptions(debug=debug)
     with reported(output), training():
         from infu.training.config import TrainSettings, read_settings
+        from infu.training.estimate import estimate_training
         from infu.training.run import train as train_model
 
-        train_model(read_settings(TrainSettings, settings), lambda text: say(text, output))
+        values = read_settings(TrainSettings, settings)
+        if dry_run:
+            typer.echo("\n".join(estimate_training(values, devices, tflops)))
+        else:
+            train_model(values, lambda text: say(text, output))
 
 
 def main() -> None:

@@ -66,9 +66,9 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path, data):
     assert "4 of 4 steps to go" in said[0] and "2 of 4 steps to go" in " ".join(said)
 
 
-def launch(folder: Path, data: Path, processes: int, **changes) -> list[subprocess.Popen]:
+def launch(folder: Path, data: Path, processes: int, *program: str, **changes) -> list[subprocess.Popen]:
     """`python -m infu train` in as many processes as asked for, as torchrun would start them."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     file = folder / "train.yaml"
     file.write_text(yaml.safe_dump(train_settings(folder, data, **changes)))
     with socket.socket() as free:
@@ -76,8 +76,8 @@ def launch(folder: Path, data: Path, processes: int, **changes) -> list[subproce
         port = free.getsockname()[1]
     many = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     ranks = [{"RANK": str(k), "LOCAL_RANK": str(k)} | many if processes > 1 else {} for k in range(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "infu", "train", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *(program or ("-m", "infu", "train")), str(file)]
     return [
         subprocess.Popen(command, cwd=ROOT, env=environment | rank, stderr=subprocess.PIPE, text=True)
         for rank in ranks
@@ -90,16 +90,37 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
     return said
 
 
-def test_two_processes_are_one(tmp_path, data):
-    """The mean of two processes' gradients is the gradient of the whole batch, noise and all."""
-    one, two = (launch(tmp_path / str(n), data, n, steps=2) for n in (1, 2))
-    finish(one)
-    finish(two)
-    alone, together = read_weights(tmp_path / "1"), read_weights(tmp_path / "2")
-    for name in alone:  # weights of size .1 to 1, moved by up to 2e-3
-        torch.testing.assert_close(alone[name], together[name], rtol=0, atol=1e-6)
-    losses = [[line["loss"] for line in read_log(tmp_path / n / "run/log.jsonl")] for n in "12"]
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory) -> Path:
+    """Two steps in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(settings(folder, data, steps=2), print)
+    return folder
+
+
+def assert_the_same(one: Path, other: Path) -> None:
+    """Weights of size .1 to 1, moved by up to 2e-3, and losses of size 3."""
+    weights, others = read_weights(one), read_weights(other)
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], rtol=0, atol=1e-6)
+    losses = [[line["loss"] for line in read_log(folder / "run/log.jsonl")] for folder in (one, other)]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
+
+
+def test_two_processes_are_one(tmp_path, data, alone):
+    """The mean of two processes' gradients is the gradient of the whole batch, noise and all."""
+    finish(launch(tmp_path, data, 2, steps=2))
+    assert_the_same(alone, tmp_path)
+
+
+def test_two_processes_that_share_the_weights_are_one_and_go_on_where_they_stopped(tmp_path, data, alone):
+    """FSDP: each holds half of every tensor, of its gradient and of its moments."""
+    program = str(ROOT / "tests" / "sharded_train.py")
+    for steps in (1, 2):
+        finish(launch(tmp_path, data, 2, program, steps=steps, fsdp=True))
+    assert_the_same(alone, tmp_path)
+    states = tmp_path / "run" / "states" / "00000002"
+    assert len(list((states / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
 
 
 def test_a_run_that_is_told_to_stop_saves_where_it_is(tmp_path, data):

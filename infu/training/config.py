@@ -90,6 +90,85 @@ class TrainSettings(Settings):
         return VERSIONS[self.stage]
 
 
+class Filters(Settings):
+    """What a photograph must be to be trained on. The paper names the kinds of filters, not one number. A
+    hook is `package.module:function`, uint8 RGB (H, W, 3) -> a score from 0 to 1."""
+
+    min_face: float = 96  # the shorter side of the face's box in the cut picture, pixels
+    max_enlarged: float = 1.25  # how much a photograph may be blown up to its bucket
+    max_crowd: Share = 0.05  # the next face's area, as a share of the chosen one's: one person
+    min_sharpness: float = 20
+    watermark: str | None = None
+    max_watermark: Share = 0.5
+    unsafe: str | None = None
+    max_unsafe: Share = 0.5
+
+
+class Choice(Settings):
+    """A LoRA that pictures are made with."""
+
+    path: Path
+    scale: float = 1.0
+
+
+class Swapper(Settings):
+    """insightface's face swap: `inswapper_128.onnx`, and the recogniser whose vectors it takes (buffalo_l's
+    `w600k_r50.onnx`). Both are the user's to bring."""
+
+    model: Path
+    recogniser: Path
+
+
+class Pictures(Settings):
+    """Stage 2's targets: pictures of each person by the stage-1 model with what makes them look better. The
+    paper names the kinds of these, not which ones, and no number."""
+
+    model_dir: str  # InfiniteYou with the stage-1 version
+    prompts: Path  # one a line
+    per_person: Positive = 4
+    model_version: str = VERSIONS[1]
+    num_steps: Positive = 30
+    guidance_scale: float = 3.5
+    loras: list[Choice] = []
+    swap: Swapper | None = None
+    enhancer: str | None = None  # a hook: uint8 RGB -> uint8 RGB of the same size
+    aesthetics: str | None = None  # a hook: uint8 RGB -> a score of any range
+    min_aesthetics: float = 0.0
+    min_likeness: float = 0.4
+    max_yaw: float = 45  # degrees
+    max_pitch: float = 30
+    max_roll: float = 30
+
+
+class DataSettings(Settings):
+    """Photographs -> encoded samples. With `pictures`: stage 2's, else stage 1's."""
+
+    sources: Annotated[
+        list[Path], Field(min_length=1)
+    ]  # folders, tar shards, parquet files, folders of those
+    out: Path
+    base_model_path: str | None = None  # None: the mini base
+    faces: str = "embedded"  # or a folder or hub id in InfiniteYou's layout, for antelopev2 and ArcFace
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None  # None: what the device does best
+    offload: Literal["model"] | None = None
+    pixels: Positive = 1024 * 1024
+    bucket_step: Annotated[int, Field(ge=16, multiple_of=16)] = 64
+    max_ratio: Annotated[float, Field(ge=1)] = 2.0
+    filters: Filters = Filters()
+    captions: Annotated[list[str], Field(min_length=1)] = [
+        "file"
+    ]  # "file", or models; one is drawn a picture
+    caption_prompt: str = "Describe this picture in one sentence."
+    store_text: bool = True  # False: captions are encoded during training
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] | None = None
+    pictures: Pictures | None = None
+    per_unit: Positive = 64  # samples of a shard; photographs of a folder that a worker takes at a time
+    workers: Positive = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+
+
+NOT_OF_THE_DATA = {"out", "workers", "gpus_per_worker", "cpus_per_worker", "offload"}
 T = TypeVar("T", bound=Settings)
 
 

@@ -77,8 +77,12 @@ class InfuseLoss(nn.Module):
     def __init__(self, infusenet: nn.Module, projection: nn.Module, base: nn.Module, guidance_scale: float):
         super().__init__()
         self.infusenet, self.projection = infusenet, projection
-        self._base = (base.requires_grad_(False),)
+        self._held = (base.requires_grad_(False),)
         self._guidance_scale = guidance_scale
+
+    @property
+    def base(self) -> nn.Module:
+        return self._held[0]
 
     def forward(self, batch: Batch, noise: Tensor, times: Sequence[float]) -> Tensor:
         """noise (B, L, 64), B times -> the error of each sample (B,)."""
@@ -87,7 +91,7 @@ class InfuseLoss(nn.Module):
 
     def velocity(self, batch: Batch, noisy: Tensor, times: Sequence[float]) -> Tensor:
         """(B, L, 64) -> (B, L, 64): the way of one step of `infu.pipeline`, a time for each sample."""
-        (base,), side = self._base, self.infusenet
+        base, side = self.base, self.infusenet
         sigmas, size = [*times, 0.0], (batch.width, batch.height)
         identity = self.projection(batch.embedding.to(self.projection.latents.dtype))  # (B, 8, joint width)
         constants = make_constants(side, sigmas, *size, identity, batch.pooled.to(side.dtype), 1.0)
