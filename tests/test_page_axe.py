@@ -80,7 +80,7 @@ def test_the_keyboard_alone_makes_and_stops_a_picture(browser: Browser, server: 
         page.locator("#head").click()  # from here the tabs begin
         passed = tab_to(page, "photo")
         choosers = []
-        page.on("filechooser", choosers.append)
+        page.on("filechooser", lambda chooser: choosers.append(chooser))
         for _ in range(20):  # on a busy machine Gradio's button does not always hear the first time
             page.keyboard.press("Enter")
             page.wait_for_timeout(1000)
