@@ -6,6 +6,7 @@ What it once found stands below as files of their own.
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from functools import partial
@@ -133,6 +134,29 @@ def test_headers_that_fuzzing_found_are_refused_in_a_line(tmp_path, name):
     with pytest.raises(BrokenFile) as refused:
         open_weights(tmp_path / "a.safetensors")
     assert len(str(refused.value)) < 120 and str(refused.value).isprintable()
+
+
+LARGE = 17 << 20  # bytes of a header: all of it real, and parsed it would take a hundred times as much
+
+
+def test_headers_of_many_megabytes_are_refused_unread(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(LARGE.to_bytes(8, "little") + b"{" + b" " * (LARGE + 100))
+    with pytest.raises(BrokenFile, match="a header of 17 MB"):
+        open_weights(tmp_path / "a.safetensors")
+    list_of_bytes = struct.pack("<QcIIQ", 1, b"k", 9, 0, 1 << 20) + bytes(1 << 20)
+    for entries in (17, 1):  # one is read
+        start = struct.pack("<4sIQQ", b"GGUF", 3, 0, entries)
+        (tmp_path / f"{entries}.gguf").write_bytes(start + entries * list_of_bytes)
+    assert open_weights(tmp_path / "1.gguf").metadata == {"k": [0] * (1 << 20)}
+    with pytest.raises(BrokenFile, match="damaged header"):
+        open_weights(tmp_path / "17.gguf")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_torch_file_of_instructions_without_end_is_refused(tmp_path, legacy):
+    torch.save({"a": "b" * LARGE}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(BrokenFile, match="a.pt"):
+        open_weights(tmp_path / "a.pt")
 
 
 def nested(depth: int) -> dict:

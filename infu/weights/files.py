@@ -33,7 +33,7 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-MAX_HEADER = 100 << 20  # bytes, the format's own limit
+MAX_HEADER = 16 << 20  # bytes; FLUX's has 0.1 MB. The format allows 100 MB, which take gigabytes when parsed
 MAX_NAME, MAX_DIMS = 400, 32  # of a tensor; FLUX's longest names have some 100 characters
 MAX_ENTRIES = 1 << 17  # of a torch file: a dict that stands in many places grows without end
 AGAIN = "Download it again with `python -m infu download`, or from where it came."
@@ -204,7 +204,12 @@ def read_header(file: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
     with file.open("rb") as stream:
         start = stream.read(START)
         length = int.from_bytes(start[:8], "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):  # an intruder's first bytes are a huge number
+        if MAX_HEADER < length <= size - 8:
+            raise BrokenFile(
+                f"{file.name} has a header of {length >> 20} MB, where a model's has less than one: it is "
+                "not read, as it would fill the memory. Download the file from where its authors publish it."
+            )
+        if size < 8 or length > size - 8:  # an intruder's first bytes are a huge number
             raise BrokenFile(f"{file.name} {looks_like(start)}. {AGAIN}")
         stream.seek(8)
         raw = stream.read(length)

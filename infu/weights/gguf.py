@@ -16,7 +16,7 @@ import numpy as np
 
 from infu.errors import BrokenFile
 from infu.weights.changes import Rows, take
-from infu.weights.files import check_name
+from infu.weights.files import MAX_HEADER, check_name
 
 MAGIC = b"GGUF"
 MAX_ENTRIES = 1 << 20  # of a header: FLUX has 780 tensors, a tokenizer's list 250,000 words
@@ -186,8 +186,8 @@ class Reader:
         self.raw, self.position = raw, 0
 
     def take(self, count: int) -> bytes:
-        if not 0 <= count <= len(self.raw) - self.position:
-            raise ValueError("outside the file")
+        if not 0 <= count <= min(len(self.raw), MAX_HEADER) - self.position:
+            raise ValueError("outside the file, or a header without end")
         self.position += count
         return self.raw[self.position - count : self.position].tobytes()
 
@@ -209,4 +209,7 @@ class Reader:
         inner, count = self.number("<I"), self.number("<Q")
         if count > MAX_ENTRIES or inner == ARRAY:
             raise ValueError("a list that is too long, or of lists")
+        if inner in NUMBERS:
+            form = f"<{count}{NUMBERS[inner][1]}"
+            return list(struct.unpack(form, self.take(struct.calcsize(form))))
         return [self.value(inner) for _ in range(count)]

@@ -41,6 +41,9 @@ REBUILD_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")  # of what `REBUILD_FROM_TYPE` makes: an array here
 KNOWN = {*STORAGES, *REBUILD_PARAMETER, *TYPES, ORDERED_DICT, REBUILD_TENSOR, REBUILD_FROM_TYPE}
 
+MAX_PICKLE = (
+    16 << 20
+)  # bytes; a state dict's has less than one million, and each may take a hundred of memory
 MAX_REPEATED = 1 << 20  # numbers of a tensor that repeats its storage (`expand`), against shapes that lie
 LEGACY = (
     b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin: a pickled number
@@ -137,6 +140,8 @@ def read_zip(path: Path, data: mmap.mmap) -> tuple[Any, dict[Storage, int]]:
             raise Refused("the byte order of another kind of machine")
     pickle, machine = entries[f"{root}data.pkl"], Machine()
     start = find_entry(data, pickle)
+    if pickle.file_size > MAX_PICKLE:
+        raise Refused(f"{pickle.file_size >> 20} MB of instructions")
     value = machine.read(Bytes(data, start, start + pickle.file_size))
     places = {}
     for storage in machine.storages.values():
@@ -168,7 +173,7 @@ def find_entry(data: mmap.mmap, entry: zipfile.ZipInfo) -> int:
 def read_legacy(data: mmap.mmap) -> tuple[Any, dict[Storage, int]]:
     """The format before torch 1.6: five pickles (a magic number, a version, the machine, the value, the
     storages' keys), then each storage: how many numbers, in 8 bytes, and the numbers."""
-    stream = Bytes(data, 0, len(data))
+    stream = Bytes(data, 0, min(len(data), MAX_PICKLE))
     machine = Machine()
     _, _, host, value, keys = (machine.read(stream) for _ in range(5))
     if not host["little_endian"]:
