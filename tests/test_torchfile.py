@@ -308,6 +308,11 @@ def test_random_instructions_are_read_or_refused_and_nothing_else(codes, tmp_pat
     assert_read_or_refused(tmp_path / "a.pt", zip_of(b"\x80\2" + b"".join(codes) + b"."))
 
 
+def test_a_text_with_an_escape_that_is_none_is_refused(tmp_path):
+    """Found by the tests above: pickletools warns of it."""
+    assert_read_or_refused(tmp_path / "a.pt", zip_of(b"\x80\2S'\\8'\n."))
+
+
 def assert_read_or_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     try:
