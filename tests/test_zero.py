@@ -135,6 +135,12 @@ def test_an_error_of_the_other_process_reaches_the_client_as_our_sentence(
         client.predict(**sent, **SMALL, api_name="/generate")
 
 
+def test_what_zerogpu_itself_says_reaches_the_client(client: Client, photo: Path):
+    large = SMALL | {"width": 2048, "height": 2048, "num_steps": 200, "num_images": 64}
+    with pytest.raises(AppError, match="exceeded your ZeroGPU quota"):
+        client.predict(id_image=handle_file(photo), **large, api_name="/generate")
+
+
 def test_a_space_without_the_gated_model_says_so_and_runs_the_mini_one(
     zero: Hub, server: Server, client: Client
 ):

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
+import gradio as gr
 import torch
 
+LIMIT = 6  # seconds that may be asked for: a visitor's quota
 FORK = multiprocessing.get_context("fork")
 forked = False
 
@@ -37,6 +39,8 @@ def GPU(task: Callable | None = None, *, duration: Any = 60, size: str | None = 
     @wraps(task)
     def call(*args: Any) -> Iterator[Any]:
         seconds = duration(*args) if callable(duration) else duration
+        if seconds > LIMIT:
+            raise gr.Error(f"You have exceeded your ZeroGPU quota ({seconds}s requested vs. {LIMIT}s left).")
         sent = pickle.dumps(args)
         if not worker:
             worker.append(start(task))
