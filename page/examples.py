@@ -46,6 +46,7 @@ def wire_examples(
     @told
     def make(visitor: gr.Request) -> Iterator[Any]:
         """The cards; then each again that has its picture."""
+        yield draw_cards({}, visitor)  # before the model is loaded
         folder = find_folder(studio)
         pictures = read_pictures(folder)
         yield draw_cards(pictures, visitor)
