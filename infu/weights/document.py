@@ -23,8 +23,8 @@ is a schnell: 256 T5 tokens, sigmas not shifted.
 STORED = """
 Numbers are read as float32, float16, bfloat16, fp8 (e4m3fn, e5m2: plain, or times the scales that ComfyUI
 writes as `{scales}`), or GGUF: {kinds}. fp8 and GGUF stay as they are in memory and become numbers layer
-by layer (`quantize` packs them anew). safetensors, GGUF and torch files ({torch}) are read; nothing is
-ever unpickled.
+by layer (`quantize` packs them anew); Q8_0 and Q4_0 are multiplied as they are on MLX. safetensors, GGUF and
+torch files ({torch}) are read; nothing is ever unpickled.
 """
 LORA = """
 ## LoRA
