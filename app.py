@@ -57,8 +57,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 answer = draw_answer()
         with gr.Accordion(label("examples"), open=False, elem_id="examples") as examples:
             cards = draw_examples()
-        with gr.Accordion(label("pose"), open=False, elem_id="pose"):
-            control = draw_pose()
+        posing = draw_pose()
         with gr.Accordion("LoRA", open=False, elem_id="lora"):
             loras = draw_loras()
         if not studio.public:  # what one visitor loads, all others would have to take
@@ -69,11 +68,13 @@ def build_page(studio: Studio) -> gr.Blocks:
             bare = draw_bare()
         timer = gr.Timer(1.0)
 
-        released = {"input_image": person.photo, "control_image": control, "prompt": prompt, **settings}
+        released = {"input_image": person.photo, "control_image": posing.control, "prompt": prompt}
+        released |= settings
         wire_api(studio, released, loras.files, loras.scale)
         controls = released | {
             "faces": person.faces,
             "more": person.more,
+            "pose": posing.widget,
             "style": style,
             "loras": loras.files,
             "lora_scale": loras.scale,
@@ -84,14 +85,15 @@ def build_page(studio: Studio) -> gr.Blocks:
         }
         running = wire_answer(studio, controls, buttons, answer)
         wire_person(studio, person)
-        wire_pose(control)
+        wire_pose(blocks, studio, posing, settings)
         wire_likeness(blocks, studio, *likeness, settings)
         wire_loras(studio, loras, prompt)
         wire_wishes(prompt, style, final)
         wire_examples(studio, examples, cards, prompt, style)
         wire_size(studio, size, person.photo, [settings["width"], settings["height"]])
-        take_apart(wire_settings(source, prompt, settings), prompt, style)
-        used, again = wire_history(answer.history, answer.picture, [prompt, *settings.values()])
+        restored = [prompt, *settings.values(), posing.widget]
+        take_apart(wire_settings(source, restored), prompt, style)
+        used, again = wire_history(answer.history, answer.picture, restored)
         take_apart(used, prompt, style)
         take_apart(again, prompt, style).success(None, js=GENERATE, **QUICK)
         if not studio.public:

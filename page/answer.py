@@ -14,12 +14,13 @@ from page.events import ON_DEVICE, QUICK, QUIET, RAW
 from page.history import History, draw_history, make_entry
 from page.loras import ask_loras
 from page.person import ask_person
+from page.pose import ask_pose
 from page.progress import Pace, draw_progress
 from page.settings import SETTINGS
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
-from page.uploads import read_upload, with_previews
+from page.uploads import with_previews
 from page.wishes import make_prompt
 
 Asked = dict[str, Any]  # the values of the page's controls, by name
@@ -169,7 +170,7 @@ def ask(studio: Studio, asked: Asked, enough: Callable[[], bool]) -> Iterator[An
     return studio.events(
         loras=ask_loras(asked),
         **ask_person(asked),
-        control_image=read_upload(asked["control_image"]),
+        **ask_pose(asked),
         prompt=make_prompt(asked["prompt"], asked["style"]),
         num_images=asked["num_images"],
         enough=enough,

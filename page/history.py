@@ -12,6 +12,7 @@ import gradio as gr
 
 from infu.pipeline import Result
 from page.events import QUICK, QUIET, RAW
+from page.pose import restore_pose
 from page.settings import control_values, restored
 from page.texts import label, say
 from page.told import told
@@ -82,8 +83,8 @@ def draw_bare() -> gr.Checkbox:
 def wire_history(
     history: History, picture: gr.Image, controls: list[gr.components.Component]
 ) -> tuple[gr.events.Dependency, gr.events.Dependency]:
-    """`controls`: the prompt and the settings, which a picture gives back. Returns the events after which
-    they are back: to be used, and to be used with another seed."""
+    """`controls`: the prompt, the settings and the pose, which a picture gives back. Returns the events after
+    which they are back: to be used, and to be used with another seed."""
     shown = [picture, history.seed, history.download, history.again, history.use, history.compare]
     history.strip.select(None, None, shown, js="() => window.pictures.shown()", **QUICK)
     for button, call in {
@@ -104,14 +105,14 @@ def wire_history(
 @told
 def use(settings: dict[str, Any], visitor: gr.Request) -> Iterator[tuple[Any, ...]]:
     """The settings of a picture, from the browser -> the controls."""
-    yield control_values(settings)
+    yield *control_values(settings), restore_pose(settings, visitor)
     gr.Info(html.escape(restored(settings, visitor)))
 
 
 @told
-def vary(settings: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+def vary(settings: dict[str, Any], visitor: gr.Request) -> Iterator[tuple[Any, ...]]:
     """The same, with a random seed."""
-    yield control_values(settings | {"seed": 0})
+    yield *control_values(settings | {"seed": 0}), restore_pose(settings, visitor)
 
 
 def make_entry(result: Result, bare: bool, visitor: gr.Request) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from infu.metadata import read_picture
 from infu.models import OPTIONAL_LORAS, VERSIONS
 from infu.request import MAX_SEED, MAX_SIZE, MIN_SIZE, GenerationRequest
 from page.events import QUIET, RAW
+from page.pose import restore_pose
 from page.texts import label, say
 from page.told import told
 from page.uploads import read_upload
@@ -94,11 +95,10 @@ def draw_slider(defaults: GenerationRequest, name: str, high: float) -> gr.Slide
     return gr.Slider(0.0, high, value, step=0.05, label=label(name), min_width=220, elem_id=name)
 
 
-def wire_settings(
-    source: gr.File, prompt: gr.Textbox, settings: dict[str, gr.components.Component]
-) -> gr.events.Dependency:
-    """Returns the event after which a picture's settings are back."""
-    return source.upload(restore, source, [source, prompt, *settings.values()], **RAW, **QUIET)
+def wire_settings(source: gr.File, controls: list[gr.components.Component]) -> gr.events.Dependency:
+    """`controls`: the prompt, the settings and the pose. Returns the event after which a picture's settings
+    are back."""
+    return source.upload(restore, source, [source, *controls], **RAW, **QUIET)
 
 
 @told
@@ -108,7 +108,7 @@ def restore(file: dict | None, visitor: gr.Request) -> Iterator[tuple[Any, ...]]
     if source is None:
         return
     settings = read_picture(io.BytesIO(source) if isinstance(source, bytes) else source)
-    values = control_values(settings)
+    values = *control_values(settings), restore_pose(settings, visitor)
     gr.Info(html.escape(restored(settings, visitor)))
     yield None, *values
 

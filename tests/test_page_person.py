@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from browsing import PATIENCE, field_value, open_fold, set_field, upload, visited
+from browsing import PATIENCE, PHONE, drop, expect_ready, field_value, open_fold, set_field, upload, visited
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving import Server
@@ -14,7 +14,10 @@ from skimage.data import astronaut, coffee
 
 from backends import load_backend
 from infu import GenerationRequest, generate
+from infu.images import read_photo
+from infu.keypoints import fit_control_photo
 from infu.metadata import read_picture
+from infu.pose import place_pose
 from page.likeness import STOPS, describe, stop_at
 
 SMALL = {"width": 96, "height": 128, "num_steps": 2, "seed": 5}
@@ -50,8 +53,11 @@ def set_small(page: Page) -> None:
 
 def make(page: Page, path: Path) -> dict:
     """Generate, and download the picture -> its settings."""
+    pictures = page.locator("#history [role=option]")
+    before = pictures.count()
     page.locator("#generate").click()
-    expect(page.locator("#progress")).to_contain_text("Done in", timeout=PATIENCE)
+    expect(pictures).to_have_count(before + 1, timeout=PATIENCE)
+    expect_ready(page)
     with page.expect_download() as download:
         page.locator("#download").click()
     download.value.save_as(path)
@@ -156,3 +162,105 @@ def test_the_likeness_slider_and_the_settings_move_one_another(browser: Browser,
         set_field(page, "infusenet_conditioning_scale", 1)
         expect(line).not_to_contain_text("Own values")
         expect(slider).to_have_value("1")
+
+
+def points_of(page: Page) -> np.ndarray:
+    dots = page.locator("#poses circle[tabindex]").all()
+    return np.array([[float(dot.get_attribute(name)) for name in ("cx", "cy")] for dot in dots])
+
+
+def choose_pose(page: Page, name: str) -> None:
+    page.locator("#poses").get_by_role("radio", name=name, exact=True).check(force=True)
+    expect(page.locator("#poses svg[role]")).to_be_visible(timeout=PATIENCE)
+
+
+def expect_points(page: Page, expected: np.ndarray, within: float = 0.11) -> None:
+    """In the end, after the server's answer."""
+    page.wait_for_function(
+        """([expected, within]) => {
+            const dots = [...document.querySelectorAll("#poses circle[tabindex]")];
+            const near = (dot, name, value) => Math.abs(dot.getAttribute(name) - value) < within;
+            return dots.length === 5
+                && dots.every((dot, i) => near(dot, "cx", expected[i][0]) && near(dot, "cy", expected[i][1]));
+        }""",
+        arg=[np.asarray(expected, float).tolist(), within],
+    )
+
+
+def test_a_head_angle_is_chosen_moved_drawn_and_brought_back(
+    browser: Browser, server: Server, photo: Path, photos: dict[str, Path], backend, tmp_path: Path
+):
+    size = SMALL["width"], SMALL["height"]
+    with visited(browser, server) as page:
+        upload(page, photo)
+        set_small(page)
+        page.locator("#pose > button").click()
+        choose_pose(page, "Half left")
+        expect_points(page, place_pose("three_quarter_left", *size))
+        make(page, tmp_path / "preset.png")
+        assert read_picture(tmp_path / "preset.png")["pose"] == "three_quarter_left"
+        assert_is(tmp_path / "preset.png", backend, id_image=photo, pose="three_quarter_left")
+
+        nose = page.get_by_role("button", name="Nose")
+        nose.focus()
+        for key in ("ArrowRight", "Shift+ArrowDown"):  # a hundredth and a twentieth of the width
+            page.keyboard.press(key)
+        moved = place_pose("three_quarter_left", *size).round(1)
+        moved[2] += (0.96, 4.8)
+        expect_points(page, moved)
+        expect(nose).to_be_focused()
+        expect(page.locator("#poses").get_by_role("radio", name="Own points")).to_be_checked()
+        eye = page.get_by_role("button", name="Eye on the left")
+        box = eye.bounding_box()
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        pixel = page.locator("#poses svg[role]").bounding_box()["width"] / size[0]
+        page.mouse.move(*middle)
+        page.mouse.down()
+        page.mouse.move(middle[0] - 10 * pixel, middle[1] + 5 * pixel, steps=3)
+        page.mouse.up()
+        moved[0] += (-10, 5)
+        expect_points(page, moved, within=0.5)
+        moved = points_of(page)
+        made = make(page, tmp_path / "own.png")
+        np.testing.assert_allclose(made["control_keypoints"], moved, rtol=0, atol=0.01)
+        assert_is(tmp_path / "own.png", backend, id_image=photo, control_keypoints=moved)
+
+        page.locator("#poses").get_by_role("button", name="Reset").click()
+        expect_points(page, place_pose("three_quarter_left", *size))
+        choose_pose(page, "Close")
+        set_field(page, "width", 128)
+        expect_points(page, place_pose("close", 128, 128))
+        drop(page, "#source", tmp_path / "own.png")
+        expect_points(page, moved)
+        drop(page, "#source", tmp_path / "preset.png")
+        expect_points(page, place_pose("three_quarter_left", *size))
+
+        control = page.locator("#control input[type=file]")
+        control.set_input_files(photos["coffee"])
+        expect(page.get_by_test_id("toast-body").last).to_contain_text("No face was found", timeout=PATIENCE)
+        expect(page.locator("#poses").get_by_role("radio", name="As the text says")).to_be_checked()
+        control.set_input_files(photos["mirrored"])
+        fitted = np.asarray(fit_control_photo(read_photo(photos["mirrored"]), *size))
+        expect_points(page, backend.faces.find_one(fitted).keypoints)
+        assert make(page, tmp_path / "photo.png")["control_photo"]
+        assert_is(tmp_path / "photo.png", backend, id_image=photo, control_image=photos["mirrored"])
+
+
+def test_points_are_moved_by_a_finger_on_a_phone(browser: Browser, server: Server):
+    with visited(browser, server, PHONE) as page:
+        page.locator("#pose > button").click()
+        choose_pose(page, "Front")
+        before = points_of(page)
+        eye = page.get_by_role("button", name="Eye on the right")
+        eye.scroll_into_view_if_needed()
+        box = eye.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        touch = page.context.new_cdp_session(page)
+        for kind, shift in (("touchStart", 0), ("touchMove", 10), ("touchMove", 30)):
+            points = [{"x": x + shift, "y": y}]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        expect(page.locator("#poses").get_by_role("radio", name="Own points")).to_be_checked()
+        after = points_of(page)
+        assert after[1, 0] > before[1, 0] + 10 and (after[[0, 2, 3, 4]] == before[[0, 2, 3, 4]]).all()
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from infu.models import VERSIONS
+from infu.pose import POSES
+from page.pose import FREE, OWN, PHOTO
 from page.texts import I18N, LANGUAGES, TEXTS, language_of, say
 from page.wishes import STYLES
 
@@ -27,7 +29,8 @@ def test_no_text_is_left_that_nothing_shows():
     code = "\n".join(
         path.read_text() for path in [*PAGE.glob("*.py"), *PAGE.glob("*.json"), PAGE.parent / "app.py"]
     )
-    code += str([f'"{name}"' for name in VERSIONS])
+    poses = [f"pose_{name}" for name in (FREE, *POSES, PHOTO, OWN)]
+    code += str([f'"{name}"' for name in (*VERSIONS, *poses)])
     assert [key for key in TEXTS if not re.search(rf"[\"']{key}[\"']", code)] == []
 
 
