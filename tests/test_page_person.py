@@ -56,7 +56,7 @@ def make(page: Page, path: Path) -> dict:
     pictures = page.locator("#history [role=option]")
     before = pictures.count()
     page.locator("#generate").click()
-    expect(pictures).to_have_count(before + 1, timeout=PATIENCE)
+    expect(pictures).to_have_count(before + 1, timeout=3 * PATIENCE)
     expect_ready(page)
     with page.expect_download() as download:
         page.locator("#download").click()
