@@ -12,7 +12,7 @@ from infu.errors import PhotoError
 from infu.inspect import describe_file
 from infu.request import Lora
 from page.events import QUICK, QUIET, RAW
-from page.pose import wire_pose
+from page.person import wire_photo
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
@@ -84,7 +84,7 @@ def wire_loras(studio: Studio, loras: Loras, prompt: gr.Textbox) -> None:
     seen.failure(lambda: (None, NOTHING), None, [files, report], **QUICK)
     files.clear(lambda: (NOTHING, gr.update(visible=False)), None, [report, picture], **QUICK)
     report.add_word(add_word, prompt, prompt, **QUICK)
-    wire_pose(picture)
+    wire_photo(picture)
 
 
 def add_word(event: gr.EventData, prompt: str) -> str:

@@ -93,6 +93,19 @@ def wire_person(studio: Studio, person: Person) -> None:
     more.clear(lambda: "", None, crops, **QUICK)
 
 
+def wire_photo(photo: gr.Image) -> None:
+    """A further photograph's drop zone: what is no photograph is told, and taken out again, at once."""
+    uploaded = photo.upload(show_photo, photo, photo, **RAW, **QUIET)
+    uploaded.failure(lambda: None, None, photo, **QUICK)
+
+
+@told
+def show_photo(sent: dict | None) -> Iterator[Any]:
+    """A photograph just uploaded -> what the page shows of it."""
+    source = read_upload(sent)
+    yield (source and make_showable(source)) or gr.skip()
+
+
 def ask_person(asked: dict[str, Any]) -> dict[str, Any]:
     """The values of the page's controls, by name -> what a request takes of them. Raises `PhotoError`."""
     photos = [read_upload(photo) for photo in (asked["input_image"], *(asked["more"] or ()))]

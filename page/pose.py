@@ -19,10 +19,11 @@ from infu.keypoints import COLOURS, DIMMED, LIMBS, NOSE, fit_control_photo
 from infu.pose import POSES, measure, move_points, place_pose
 from infu.request import MAX_SIZE, MIN_SIZE, GenerationRequest
 from page.events import QUICK, QUIET, RAW
+from page.person import show_photo
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
-from page.uploads import make_showable, read_upload
+from page.uploads import read_upload
 
 FREE, PHOTO, OWN = "free", "photo", "own"
 POINTS = ("eye_left", "eye_right", "nose", "mouth_left", "mouth_right")
@@ -58,12 +59,6 @@ def wire_pose(
     ) -> Iterator[dict]:
         yield make_value(studio, value, sent, clamp(width), clamp(height), visitor)
 
-    @told
-    def look(sent: dict | None) -> Iterator[Any]:
-        """A photograph just uploaded -> what the page shows of it."""
-        source = read_upload(sent)
-        yield (source and make_showable(source)) or gr.skip()
-
     asked = [widget, control, settings["width"], settings["height"]]
     events = [widget.select, fold.expand, settings["width"].change, settings["height"].change]
     gr.on([blocks.load, *events], show, asked, widget, trigger_mode="always_last", **RAW, **QUICK)
@@ -72,7 +67,7 @@ def wire_pose(
         {"fn": None, "inputs": widget, "outputs": widget, "js": f"(v) => ({{...v, choice: '{choice}'}})"}
         for choice in (PHOTO, FREE)
     )
-    looked = control.upload(**taken, **RAW, **QUICK).then(look, control, control, **RAW, **QUIET)
+    looked = control.upload(**taken, **RAW, **QUICK).then(show_photo, control, control, **RAW, **QUIET)
     seen = looked.success(show, asked, widget, **RAW, **QUIET)
     cleared = control.clear(**lost, **RAW, **QUICK, cancels=[looked, seen])
     failed = [
