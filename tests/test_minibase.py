@@ -6,11 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from backends import load_backend
 from infu import GenerationRequest, generate
+from infu.errors import MissingFile
 from infu.training.minibase import autoencoder, data, diffusion
+from infu.training.minibase.__main__ import app
 from infu.training.minibase.export import export
 from infu.training.minibase.latents import fit_latents, load_latents, patches
 from infu.training.minibase.networks import make_vae
@@ -149,3 +153,30 @@ def test_the_vaes_halves_are_measured_in_decibels_of_unseen_pictures(world):
     assert autoencoder.psnr(torch.tensor([0.2]), torch.tensor([0.0])) == pytest.approx(
         20
     )  # 20 log10(2 / 0.2)
+
+
+def test_the_commands_make_a_base_from_shards(world, tmp_path):
+    """The way of docs/training.md, each command once."""
+    run, shards, base = (str(tmp_path / "run"), f"--pictures={world / 'shards'}", str(tmp_path / "base"))
+    few = ["--steps", "2", "--batch", "2"]
+    for line in (
+        ["encode", run, shards],
+        ["dit", run, *few],
+        ["decoder", run, shards, *few],
+        ["encoder", run, shards, *few],
+        ["distil", run, *few],
+        ["export", run, base],
+    ):
+        result = CliRunner().invoke(app, line)
+        assert result.exit_code == 0, (line, result.output, result.exception)
+    assert (tmp_path / "run" / "dit" / "losses.png").stat().st_size > 1000
+    with Image.open(tmp_path / "run" / "dit" / "samples" / "0000002.png") as sheet:
+        assert sheet.size == (len(diffusion.PROMPTS) * SIZE[0], SIZE[1])
+    request = GenerationRequest(prompt=PROMPT, width=64, height=80, num_steps=2, seed=1)
+    picture = generate(request, load_backend("pytorch", base_model_path=base)).image
+    assert np.asarray(picture).std() > 5
+
+
+def test_a_run_without_encoded_pictures_says_what_to_do(tmp_path):
+    with pytest.raises(MissingFile, match="minibase encode"):
+        data.load_encoded(tmp_path, SIZE)
