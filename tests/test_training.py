@@ -10,12 +10,12 @@ from torch import nn
 
 from backends import load_backend
 from backends.pytorch import dit
-from backends.pytorch.load import load_network
+from backends.pytorch.load import build_transformer, load_network
 from infu import GenerationRequest, generate
+from infu.training.config import ProjectionSettings
 from infu.training.loss import Batch, InfuseLoss, by_time, draw_noise, flow_error, mix
-from infu.training.networks import count_blocks, load_trained, make_infusenet, make_projection, save_release
+from infu.training.networks import load_trained, make_infusenet, make_projection, save_release
 
-KINDS = ("transformer_blocks", "single_transformer_blocks")
 SIZE = (64, 80)
 TOKENS = 20
 GUIDANCE = 2.0
@@ -109,10 +109,16 @@ def test_infusenet_starts_as_blocks_spread_over_the_bases_depth(base: nn.Module)
     assert torch.equal(network.x_embedder.weight, base.x_embedder.weight)
 
 
-def test_the_released_infusenet_has_4_and_10_blocks_beside_19_and_38():
-    config = json.loads((GOLDEN.parent / "manifests/infusenet.json").read_text())
-    released = [max(int(n.split(".")[1]) for n in config if n.startswith(k)) + 1 for k in KINDS]
-    assert list(count_blocks((19, 38), (5, 4))) == released == [4, 10]
+def test_beside_flux_the_networks_have_the_released_names_and_shapes():
+    config = {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True}
+    with torch.device("meta"):
+        networks = {
+            "infusenet": make_infusenet(build_transformer(config), (5, 4)),
+            "image_proj": make_projection(512, 4096, **dict(ProjectionSettings()), seed=0),
+        }
+    for name, network in networks.items():
+        released = json.loads((GOLDEN.parent / f"manifests/{name}.json").read_text())
+        assert {key: list(value.shape) for key, value in network.state_dict().items()} == released
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ import pytest
 import torch
 import yaml
 from golden import GOLDEN
+from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors import safe_open
 from skimage.data import astronaut
@@ -29,7 +31,7 @@ from typer.testing import CliRunner
 from backends import load_backend
 from backends.pytorch.load import load_network
 from infu.cli import app
-from infu.errors import InvalidRequest, MissingFile
+from infu.errors import BrokenFile, InvalidRequest, MissingFile
 from infu.face import find_faces
 from infu.keypoints import draw_keypoints
 from infu.metadata import read_picture
@@ -42,6 +44,7 @@ from infu.training.measure import Refused, load_hook, measure_angles, measure_sh
 from infu.training.networks import make_infusenet, make_projection, save_release
 from infu.training.shards import Shards
 from infu.training.sources import list_units, read_unit
+from infu.training.swap import FaceSwap
 from infu.training.workers import PersonWorker, PhotoWorker
 
 ROOT = Path(__file__).parents[1]
@@ -465,3 +468,62 @@ def test_a_photo_worker_goes_on_with_what_another_left(photos, tmp_path):
     (tmp_path / "out" / "reports" / f"{unit.name}.jsonl").unlink()
     assert worker({"unit": unit.to_json()}) == first and first["kept"] == 2
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.safetensors")) == names
+
+
+def build_onnx(
+    path: Path, nodes: list, inputs: dict, output: tuple, constants: dict[str, np.ndarray]
+) -> Path:
+    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    values = [helper.make_tensor_value_info(name, 1, shape) for name, shape in inputs.items()]
+    result = helper.make_tensor_value_info(output[0], 1, output[1])
+    graph = helper.make_graph(nodes, "g", values, [result], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_a_face_swap_in_inswappers_layout_changes_the_face_alone(tmp_path):
+    """A swapper that paints (target 3 x 128 x 128, source 512, its map the last tensor) and a recogniser that
+    answers with 512 numbers: outside the face the picture stays, inside it is the paint, by the source."""
+    paint = [helper.make_node("Slice", ["source", "from", "to", "axis"], ["three"])]
+    paint += [helper.make_node("Abs", ["three"], ["positive"])]
+    paint += [helper.make_node("Reshape", ["positive", "shape"], ["colour"])]
+    paint += [helper.make_node("Mul", ["target", "zero"], ["black"])]
+    paint += [helper.make_node("Add", ["black", "colour"], ["output"])]
+    whole = {
+        "from": np.array([0]),
+        "to": np.array([3]),
+        "axis": np.array([1]),
+        "shape": np.array([1, 3, 1, 1]),
+    }
+    swapper = build_onnx(
+        tmp_path / "inswapper_128.onnx",
+        paint,
+        {"target": (1, 3, 128, 128), "source": (1, 512)},
+        ("output", (1, 3, 128, 128)),
+        whole | {"zero": np.zeros(1, np.float32), "emap": np.eye(512, dtype=np.float32)},
+    )
+    vector = np.zeros((1, 512), np.float32)
+    vector[0, :3] = 0.8, 0.6, 0.0  # of length 1: red and green, no blue
+    pool = [helper.make_node("ReduceMean", ["input.1"], ["mean"], axes=[1, 2, 3], keepdims=0)]
+    pool += [helper.make_node("Mul", ["mean", "nothing"], ["none"])]
+    pool += [helper.make_node("Add", ["none", "vector"], ["output"])]
+    recogniser = build_onnx(
+        tmp_path / "w600k_r50.onnx",
+        pool,
+        {"input.1": (1, 3, 112, 112)},
+        ("output", (1, 512)),
+        {"nothing": np.zeros(1, np.float32), "vector": vector},
+    )
+    photo = astronaut()
+    points = find_faces(photo)[0].keypoints
+    swapped = FaceSwap(swapper, recogniser)(photo, points, photo, points)
+    x, y = points[2].astype(int)  # the nose
+    np.testing.assert_allclose(swapped[y, x], [204, 153, 0], atol=2)
+    outside = np.ones(photo.shape[:2], bool)
+    outside[max(0, y - 160) : y + 160, max(0, x - 160) : x + 160] = False
+    assert np.array_equal(swapped[outside], photo[outside])
+    with pytest.raises(MissingFile, match="Bring it"):
+        FaceSwap(tmp_path / "none.onnx", recogniser)
+    (tmp_path / "broken.onnx").write_bytes(b"no")
+    with pytest.raises(BrokenFile, match="not what the face swap needs"):
+        FaceSwap(tmp_path / "broken.onnx", recogniser)

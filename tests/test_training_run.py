@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,14 +16,17 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from training_data import BASE, SIZES, train_settings, write_random_data
+from typer.testing import CliRunner
 
 from backends import load_backend
 from infu import GenerationRequest, generate
+from infu.cli import app
 from infu.errors import InvalidRequest, MissingFile, NonFiniteError
-from infu.training.config import TrainSettings, read_settings
+from infu.training.config import DataSettings, TrainSettings, read_settings
 from infu.training.engine import Trainer
 from infu.training.run import read_log, train
 from infu.training.shards import Order, Shards
+from infu.training.workers import read_prompts
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "examples" / "astronaut.jpg"
@@ -225,3 +229,48 @@ def test_numbers_that_are_not_finite_end_the_run(tmp_path, data):
     with pytest.raises(NonFiniteError, match="lower learning_rate"):
         train(settings(tmp_path, data, learning_rate=1e30, max_grad_norm=None), print)
     assert not (tmp_path / "run" / "states").exists()
+
+
+def test_a_dry_run_counts_weights_and_operations(tmp_path, data):
+    """Against the networks themselves, and the rule that a product of a weight with B vectors takes 2 B
+    operations, once forward, and once or twice back."""
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(train_settings(tmp_path, data)))
+    run = CliRunner().invoke(app, ["train", str(file), "--dry_run", "--devices", "2", "--tflops", "1e-6"])
+    assert run.exit_code == 0, run.stderr
+    trainer = Trainer(settings(tmp_path, data))
+    trained = sum(p.numel() for p in trainer.trainee.parameters())
+    frozen = sum(p.numel() for p in trainer.base.parameters())
+    assert f"30 samples of up to 80 x 64; {trained:,} weights train beside {frozen:,} frozen" in run.stdout
+    operations = float(re.search(r"(\S+) operations a sample", run.stdout)[1])
+    # Nearly all of a block's weights meet either all 20 image tokens or the 512 of text, at most all.
+    assert 2 * 2 * (20 * frozen + 20 * trained) < operations < 2 * 3 * 532 * (frozen + trained)
+    seconds = float(re.search(r"(\S+) s a step", run.stdout)[1])
+    assert seconds == pytest.approx(operations * 4 / (2 * 1e6), rel=0.02)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_the_settings_for_many_gpus_are_the_papers(name: str):
+    values = read_settings(TrainSettings, ROOT / "examples" / "training" / f"{name}.yaml")
+    paper = {"stage1": (1, 2e-5, 512), "stage2": (2, 1e-5, 256)}[name]
+    assert (values.stage, values.learning_rate, values.batch) == paper
+    assert values.betas == (0.9, 0.999) and values.weight_decay == 0.01 and values.fsdp
+    assert all(sample.id_image.is_file() for sample in values.samples)
+    data = read_settings(DataSettings, ROOT / "examples" / "training" / f"{name}_data.yaml")
+    assert [str(data.out)] == [str(folder) for folder in values.data]
+    assert data.pictures is None or read_prompts(data.pictures.prompts)
+
+
+def test_the_commands_explain_themselves():
+    for verb, words in {
+        "train": ("accelerate launch", "--dry_run"),
+        "make-data": ("--ray", "parquet"),
+    }.items():
+        run = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "120"})
+        assert run.exit_code == 0 and all(word in run.stdout for word in words), run.stdout
+
+
+def test_a_wrong_file_of_settings_is_an_error_in_words(tmp_path):
+    run = CliRunner().invoke(app, ["train", str(tmp_path / "none.yaml")])
+    assert run.exit_code == 1 and "There is no file 'none.yaml'" in run.stderr

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from backends.pytorch.backend import PytorchBackend
 from backends.pytorch.load import load_network
 from infu.errors import InvalidRequest, MissingFile, NonFiniteError
-from infu.models import MINI, RELEASE, locate
+from infu.models import MINI, RELEASE, ModelFiles, locate
 from infu.training.config import VERSIONS, TrainSettings
 from infu.training.loss import Batch, InfuseLoss, by_time, draw_noise
 from infu.training.networks import load_trained, make_infusenet, make_projection, save_release
@@ -187,7 +187,7 @@ class Trainer:
     def _encode(self, captions: list[str]) -> dict[str, Tensor]:
         """Captions whose data holds no text states."""
         if self._encoder is None:
-            self._encoder = self._make_backend(self.files)
+            self._encoder = self._make_backend(self.files, None)  # a caption in every step: it stays
         texts = [self._encoder.encode_prompt(caption) for caption in captions]
         # Out of inference mode, so that autograd may keep them.
         return {
@@ -195,9 +195,8 @@ class Trainer:
             "pooled": torch.cat([text.pooled for text in texts]).clone(),
         }
 
-    def _make_backend(self, files) -> PytorchBackend:
+    def _make_backend(self, files: ModelFiles, offload: str | None) -> PytorchBackend:
         """The base that is training's own, with the networks that encode and decode."""
-        offload = "model" if self.accelerator.device.type == "cuda" else None
         name = str(self.dtype).removeprefix("torch.")
         return PytorchBackend(files, name, None, offload, transformer=self.base)
 
@@ -219,7 +218,7 @@ class Trainer:
             model_dir=self.settings.model_dir,
             model_version=self.settings.version,
         )
-        return self._make_backend(files)
+        return self._make_backend(files, "model" if self.accelerator.device.type == "cuda" else None)
 
     def save_state(self) -> None:
         """Everything needed to go on, in a folder of the step's number; the oldest ones go."""

@@ -36,7 +36,7 @@ def estimate_training(settings: TrainSettings, devices: int, tflops: float | Non
     files = locate(base_model_path=settings.base_model_path or MINI / "base")
     loss = make_on_meta(files, settings, shards.datasets[0]["embedding_size"])
     base = loss.base
-    width, height = max(set(shards.sizes), key=lambda size: size[0] * size[1])
+    width, height = max(set(shards.sizes), key=lambda size: (size[0] * size[1], size))
     operations = count_operations(loss, width, height)
     frozen, trained = (sum(p.numel() for p in network.parameters()) for network in (base, loss))
     size = 2 if settings.precision == "bf16" else 4
@@ -52,7 +52,7 @@ def estimate_training(settings: TrainSettings, devices: int, tflops: float | Non
         "the base, frozen": frozen * size,
         "weights that train and AdamW's moments, float32": trained * 12 // cut,
         "their gradients": trained * 4 // cut,
-        "the weights as they are used": trained * size if settings.fsdp or size == 2 else 0,
+        "weights and gradients as they are used, whole": trained * size * (2 if settings.fsdp else size == 2),
         "activations, about": array * arrays,
     }
     measured = tflops is None

@@ -30,7 +30,7 @@ def make_infusenet(base: nn.Module, blocks_per_residual: tuple[int, int]) -> nn.
     those that it will serve.
     """
     depths = (base.config.num_layers, base.config.num_single_layers)
-    counts = count_blocks(depths, blocks_per_residual)
+    counts = [math.ceil(depth / share) for depth, share in zip(depths, blocks_per_residual, strict=True)]
     config = {name: base.config[name] for name in SHARED}
     network = build_infusenet(config | {"num_layers": counts[0], "num_single_layers": counts[1]})
     sources = dict(base.state_dict())
@@ -52,14 +52,6 @@ def make_infusenet(base: nn.Module, blocks_per_residual: tuple[int, int]) -> nn.
         for parameter in module.parameters():
             nn.init.zeros_(parameter)
     return network.float()
-
-
-def count_blocks(depths: tuple[int, int], blocks_per_residual: tuple[int, int]) -> tuple[int, int]:
-    """Double and single blocks of InfuseNet beside a base of `depths` double and single ones."""
-    doubles, singles = map(
-        math.ceil, (depths[0] / blocks_per_residual[0], depths[1] / blocks_per_residual[1])
-    )
-    return doubles, singles
 
 
 def make_projection(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,9 @@ class FaceSwap:
     ) -> np.ndarray:
         """uint8 RGB `picture`, its face's five points; uint8 RGB `photo` of the person, and the points there
         -> uint8 RGB, the picture with that person's face."""
-        source = Face(kps=np.asarray(own, np.float32))
-        self._recogniser.get(np.ascontiguousarray(photo[:, :, ::-1]), source)  # sets its embedding
-        target = Face(kps=np.asarray(keypoints, np.float32))
-        swapped = self._swapper.get(np.ascontiguousarray(picture[:, :, ::-1]), target, source)
+        source, target = (Face(kps=np.asarray(points, np.float32)) for points in (own, keypoints))
+        with warnings.catch_warnings():  # insightface calls what scikit-image will drop
+            warnings.simplefilter("ignore", FutureWarning)
+            self._recogniser.get(np.ascontiguousarray(photo[:, :, ::-1]), source)  # sets its embedding
+            swapped = self._swapper.get(np.ascontiguousarray(picture[:, :, ::-1]), target, source)
         return np.ascontiguousarray(swapped[:, :, ::-1])
