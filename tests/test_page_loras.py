@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browsing import PATIENCE, expect_ready, open_fold, set_field, upload, visited
 from playwright.sync_api import Browser, expect
@@ -80,3 +81,35 @@ def test_a_visitor_sees_what_a_lora_does_adds_its_word_and_gives_each_its_streng
         assert made["prompt"] == "a cook, <b>inkwash</b>"
         used = [(plugin["lora"], plugin["scale"]) for plugin in made["plugins"]]
         assert used == [("ink.safetensors", 0.75), (LORA.name, 1.5)]
+
+
+def test_a_control_lora_asks_for_its_picture_and_follows_it(
+    browser: Browser, server: Server, photo: Path, tmp_path: Path
+):
+    """BFL's kind: `img_in` reads 64 more channels, the picture's."""
+    with safe_open(MINI / "base/transformer/diffusion_pytorch_model.safetensors", "numpy") as weights:
+        width, channels = weights.get_slice("x_embedder.weight").get_shape()
+    noise = np.random.default_rng(0)
+    down = noise.normal(size=(4, 2 * channels)).astype(np.float32)
+    up = noise.normal(size=(width, 4)).astype(np.float32)
+    path = tmp_path / "edges.safetensors"
+    save_file({"img_in.lora_A.weight": down, "img_in.lora_B.weight": up}, path)
+    with visited(browser, server) as page:
+        upload(page, photo)
+        open_fold(page)
+        set_field(page, "num_steps", 2)
+        page.locator("#lora > button").click()
+        page.set_input_files("#loras input[type=file]", path)
+        picture = page.locator("#lora_picture")
+        expect(picture).to_be_visible(timeout=PATIENCE)
+        page.locator("#generate").click()
+        expect(page.locator("#progress")).to_contain_text("edges.safetensors", timeout=PATIENCE)
+        expect_ready(page)
+        picture.locator("input[type=file]").set_input_files(photo)
+        expect(picture.locator("img")).to_be_visible(timeout=PATIENCE)
+        page.locator("#generate").click()
+        expect(page.locator("#progress")).to_contain_text("Done in", timeout=PATIENCE)
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        made = read_picture(download.value.path())["plugins"]
+        assert made == [{"lora": path.name, "scale": 1.0, "control_photo": True}]
