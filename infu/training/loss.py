@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.pytorch.dit import EACH, make_constants, velocity
+from backends.pytorch.dit import EACH, Constants, make_constants, velocity
 from backends.pytorch.infusenet import infuse
 
 BINS = 10  # of t, in which the loss is logged too: a mean over t hides what happens at either end
@@ -70,13 +70,12 @@ def by_time(times: Sequence[float], errors: Sequence[float]) -> tuple[list[float
     return sums.tolist(), np.bincount(bins, minlength=BINS).tolist()
 
 
-class InfuseLoss(nn.Module):
-    """What trains, InfuseNet and projection, with the frozen base beside it: `base` is no submodule, so that
+class FlowLoss(nn.Module):
+    """What trains, a subclass's submodules, with the frozen base beside it: `base` is no submodule, so that
     nothing here saves it, shards it or hands it to an optimiser."""
 
-    def __init__(self, infusenet: nn.Module, projection: nn.Module, base: nn.Module, guidance_scale: float):
+    def __init__(self, base: nn.Module, guidance_scale: float):
         super().__init__()
-        self.infusenet, self.projection = infusenet, projection
         self._held = (base.requires_grad_(False),)
         self._guidance_scale = guidance_scale
 
@@ -91,12 +90,29 @@ class InfuseLoss(nn.Module):
 
     def velocity(self, batch: Batch, noisy: Tensor, times: Sequence[float]) -> Tensor:
         """(B, L, 64) -> (B, L, 64): the way of one step of `infu.pipeline`, a time for each sample."""
+        raise NotImplementedError
+
+    def make_base_constants(self, batch: Batch, times: Sequence[float]) -> Constants:
+        states, pooled = batch.states.to(self.base.dtype), batch.pooled.to(self.base.dtype)
+        sigmas = [*times, 0.0]
+        return make_constants(
+            self.base, sigmas, batch.width, batch.height, states, pooled, self._guidance_scale
+        )
+
+
+class InfuseLoss(FlowLoss):
+    """InfuseNet and the projection."""
+
+    def __init__(self, infusenet: nn.Module, projection: nn.Module, base: nn.Module, guidance_scale: float):
+        super().__init__(base, guidance_scale)
+        self.infusenet, self.projection = infusenet, projection
+
+    def velocity(self, batch: Batch, noisy: Tensor, times: Sequence[float]) -> Tensor:
         base, side = self.base, self.infusenet
-        sigmas, size = [*times, 0.0], (batch.width, batch.height)
         identity = self.projection(batch.embedding.to(self.projection.latents.dtype))  # (B, 8, joint width)
-        constants = make_constants(side, sigmas, *size, identity, batch.pooled.to(side.dtype), 1.0)
+        constants = make_constants(
+            side, [*times, 0.0], batch.width, batch.height, identity, batch.pooled.to(side.dtype), 1.0
+        )
         residuals = infuse(side, constants, EACH, noisy.to(side.dtype), batch.control.to(side.dtype), 1.0)
-        residuals = residuals.to(base.dtype)
-        states, pooled = batch.states.to(base.dtype), batch.pooled.to(base.dtype)
-        constants = make_constants(base, sigmas, *size, states, pooled, self._guidance_scale)
-        return velocity(base, constants, EACH, noisy.to(base.dtype), residuals)
+        constants = self.make_base_constants(batch, times)
+        return velocity(base, constants, EACH, noisy.to(base.dtype), residuals.to(base.dtype))
