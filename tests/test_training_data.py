@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors import safe_open
 from skimage.data import astronaut
-from training_data import BASE
+from training_data import BASE, train_settings
 from typer.testing import CliRunner
 
 from backends import load_backend
@@ -38,7 +38,8 @@ from infu.metadata import read_picture
 from infu.pose import POSES, place_pose
 from infu.training.buckets import choose_bucket, cut_to, make_buckets
 from infu.training.captions import Captioners
-from infu.training.config import DataSettings, read_settings
+from infu.training.config import DataSettings, TrainSettings, read_settings
+from infu.training.engine import Trainer
 from infu.training.make_data import check, find_cause, make_data
 from infu.training.measure import Refused, load_hook, measure_angles, measure_sharpness
 from infu.training.networks import make_infusenet, make_projection, save_release
@@ -527,3 +528,9 @@ def test_a_face_swap_in_inswappers_layout_changes_the_face_alone(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no")
     with pytest.raises(BrokenFile, match="not what the face swap needs"):
         FaceSwap(tmp_path / "broken.onnx", recogniser)
+
+
+def test_what_make_data_wrote_is_trained_on(made, tmp_path):
+    values = train_settings(tmp_path, made, steps=1, batch=2, micro_batch=1)
+    (log,) = Trainer(TrainSettings(**values)).steps()
+    assert np.isfinite(log.loss) and sum(log.counts) == 2

@@ -24,6 +24,7 @@ from infu.cli import app
 from infu.errors import InvalidRequest, MissingFile, NonFiniteError
 from infu.training.config import DataSettings, TrainSettings, read_settings
 from infu.training.engine import Trainer
+from infu.training.estimate import estimate_training
 from infu.training.run import read_log, train
 from infu.training.shards import Order, Shards
 from infu.training.workers import read_prompts
@@ -274,3 +275,17 @@ def test_the_commands_explain_themselves():
 def test_a_wrong_file_of_settings_is_an_error_in_words(tmp_path):
     run = CliRunner().invoke(app, ["train", str(tmp_path / "none.yaml")])
     assert run.exit_code == 1 and "There is no file 'none.yaml'" in run.stderr
+
+
+def test_an_identity_adapter_trains_through_the_same_loop(tmp_path, data):
+    """For comparison; its file has the layout that InstantX's has."""
+    values = settings(tmp_path, data, network="ip_adapter", steps=2)
+    train(values, print)
+    state = torch.load(tmp_path / "InfiniteYou" / "ip-adapter.bin", weights_only=True)
+    assert state.keys() == {"image_proj", "ip_adapter"} and len(state["ip_adapter"]) == 2 * 12
+    assert all(state["ip_adapter"][f"{i}.to_v_ip.weight"].any() for i in range(12))
+    assert "weights train beside" in estimate_training(values, 1, 1.0)[0]
+    with pytest.raises(InvalidRequest, match="draws no samples"):
+        file = tmp_path / "train.yaml"
+        file.write_text(json.dumps(train_settings(tmp_path, data, network="ip_adapter", stage=2)))
+        read_settings(TrainSettings, file)

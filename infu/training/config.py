@@ -53,7 +53,9 @@ class TrainSettings(Settings):
     run_dir: Path  # states to go on from, the log, the plot, sample pictures
     base_model_path: str | None = None  # None: the mini base
     start_from: Path | None = None  # stage 2: the model_dir that holds stage 1; None: this one
-    network: Literal["infusenet"] = "infusenet"
+    network: Literal["infusenet", "ip_adapter"] = (
+        "infusenet"  # the second: an identity IP-Adapter, to compare
+    )
     blocks_per_residual: tuple[Positive, Positive] = (5, 4)  # double, single: 4 and 10 blocks beside FLUX's
     projection: ProjectionSettings = ProjectionSettings()
 
@@ -83,6 +85,8 @@ class TrainSettings(Settings):
     def check(self) -> "TrainSettings":
         if self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+        if self.network == "ip_adapter" and (self.stage == 2 or self.samples):
+            raise ValueError("an ip_adapter trains in stage 1 and draws no samples")
         return self
 
     @property

@@ -24,7 +24,8 @@ from backends.pytorch.load import load_network
 from infu.errors import InvalidRequest, MissingFile, NonFiniteError
 from infu.models import MINI, RELEASE, ModelFiles, locate
 from infu.training.config import VERSIONS, TrainSettings
-from infu.training.loss import Batch, InfuseLoss, by_time, draw_noise
+from infu.training.ip_adapter import AdapterLoss, make_adapter, save_adapter
+from infu.training.loss import Batch, FlowLoss, InfuseLoss, by_time, draw_noise
 from infu.training.networks import load_trained, make_infusenet, make_projection, save_release
 from infu.training.shards import Order, Shards
 from infu.training.whole import write_whole
@@ -85,11 +86,9 @@ class Trainer:
         base = load_network(
             "transformer", part, self.files.base / "transformer", self.dtype, self.accelerator.device
         )
-        trainee = InfuseLoss(*self._make_networks(base), base, settings.guidance_scale)
-        if settings.gradient_checkpointing:
-            base.enable_gradient_checkpointing()
-            trainee.infusenet.enable_gradient_checkpointing()
-        self.base, self.config = base, dict(trainee.infusenet.config)
+        trainee = self._make_trainee(base)
+        self.base = base
+        self.config = dict(trainee.infusenet.config) if settings.network == "infusenet" else {}
         optimizer = torch.optim.AdamW(
             trainee.parameters(),
             lr=settings.learning_rate,
@@ -168,21 +167,19 @@ class Trainer:
                 "data that was made with the same base."
             )
 
-    def _make_networks(self, base: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """New ones for stage 1; for stage 2 those of stage 1."""
+    def _make_trainee(self, base: nn.Module) -> FlowLoss:
+        """New networks for stage 1; for stage 2 those of stage 1."""
         settings = self.settings
-        if settings.stage == 2:
-            folder = (settings.start_from or settings.model_dir) / RELEASE / VERSIONS[1]
-            if not (folder / "image_proj_model.bin").is_file():
-                raise MissingFile(
-                    f"There is no {RELEASE}/{VERSIONS[1]} to start stage 2 from. Train stage 1 first, "
-                    "or name "
-                    "its model_dir in start_from."
-                )
-            return load_trained(folder)
-        size, out = self.shards.datasets[0]["embedding_size"], base.config.joint_attention_dim
-        projection = make_projection(size, out, **dict(settings.projection), seed=settings.seed)
-        return make_infusenet(base, settings.blocks_per_residual), projection
+        if settings.stage == 1:
+            return make_trainee(base, settings, self.shards.datasets[0]["embedding_size"])
+        folder = (settings.start_from or settings.model_dir) / RELEASE / VERSIONS[1]
+        if not (folder / "image_proj_model.bin").is_file():
+            raise MissingFile(
+                f"There is no {RELEASE}/{VERSIONS[1]} to start stage 2 from. Train stage 1 first, or "
+                "name its "
+                "model_dir in start_from."
+            )
+        return checkpointed(InfuseLoss(*load_trained(folder), base, settings.guidance_scale), settings)
 
     def _encode(self, captions: list[str]) -> dict[str, Tensor]:
         """Captions whose data holds no text states."""
@@ -206,9 +203,12 @@ class Trainer:
         """The weights as they are now, into `model_dir`."""
         state = self.accelerator.get_state_dict(self.trainee)
         if self.accelerator.is_main_process:
-            dtype = getattr(torch, self.settings.save_dtype)
-            embedded = self.shards.datasets[0]["faces"] == "embedded"
-            save_release(self.settings.model_dir, self.settings.version, state, self.config, dtype, embedded)
+            settings, dtype = self.settings, getattr(torch, self.settings.save_dtype)
+            if settings.network == "ip_adapter":
+                save_adapter(settings.model_dir, state, dtype)
+            else:
+                embedded = self.shards.datasets[0]["faces"] == "embedded"
+                save_release(settings.model_dir, settings.version, state, self.config, dtype, embedded)
         self.accelerator.wait_for_everyone()
 
     def load_exported(self) -> PytorchBackend:
@@ -246,6 +246,25 @@ class Trainer:
 
     def _list_states(self) -> list[Path]:
         return sorted(path.parent for path in self._states.glob(f"*/{STATE}"))
+
+
+def make_trainee(base: nn.Module, settings: TrainSettings, embedding_size: int) -> FlowLoss:
+    """The networks that the settings name, new, beside `base`."""
+    sizes, guidance = dict(settings.projection), settings.guidance_scale
+    if settings.network == "ip_adapter":
+        adapter = make_adapter(base, embedding_size, sizes["num_tokens"], settings.seed)
+        return checkpointed(AdapterLoss(adapter, base, guidance), settings)
+    projection = make_projection(embedding_size, base.config.joint_attention_dim, **sizes, seed=settings.seed)
+    infusenet = make_infusenet(base, settings.blocks_per_residual)
+    return checkpointed(InfuseLoss(infusenet, projection, base, guidance), settings)
+
+
+def checkpointed(trainee: FlowLoss, settings: TrainSettings) -> FlowLoss:
+    if settings.gradient_checkpointing:
+        trainee.base.enable_gradient_checkpointing()
+        if isinstance(trainee, InfuseLoss):
+            trainee.infusenet.enable_gradient_checkpointing()
+    return trainee
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from torch.utils.flop_counter import FlopCounterMode
 
 from backends.pytorch.load import BUILDS, find_config
 from infu.memory import ACTIVATIONS, memory_needed
 from infu.models import MINI, ModelFiles, locate
 from infu.training.config import DataSettings, TrainSettings
-from infu.training.loss import Batch, InfuseLoss
-from infu.training.networks import make_infusenet, make_projection
+from infu.training.engine import make_trainee
+from infu.training.loss import Batch, FlowLoss
 from infu.training.shards import Shards
 from infu.training.sources import list_units, read_unit
 from infu.weights.checkpoint import open_part
@@ -26,6 +27,7 @@ from infu.weights.checkpoint import open_part
 REACHED = 0.5  # of a matrix product's speed, by a whole training step: between 0.4 and 0.6 is usual for DiTs
 PER_BLOCK = 34  # arrays of a block that are kept for the way back where it is not computed again
 TEXT_TOKENS = 512
+BLOCKS = (FluxTransformerBlock, FluxSingleTransformerBlock)
 TIMED = 3  # photographs
 
 
@@ -34,20 +36,18 @@ def estimate_training(settings: TrainSettings, devices: int, tflops: float | Non
     operations a second; None: measured here."""
     shards = Shards(settings.data)
     files = locate(base_model_path=settings.base_model_path or MINI / "base")
-    loss = make_on_meta(files, settings, shards.datasets[0]["embedding_size"])
+    embedding_size = shards.datasets[0]["embedding_size"]
+    loss = make_on_meta(files, settings, embedding_size)
     base = loss.base
     width, height = max(set(shards.sizes), key=lambda size: (size[0] * size[1], size))
-    operations = count_operations(loss, width, height)
+    operations = count_operations(loss, embedding_size, width, height)
     frozen, trained = (sum(p.numel() for p in network.parameters()) for network in (base, loss))
     size = 2 if settings.precision == "bf16" else 4
     cut = devices if settings.fsdp else 1
-    blocks = [
-        *base.transformer_blocks, *base.single_transformer_blocks,
-        *loss.infusenet.transformer_blocks, *loss.infusenet.single_transformer_blocks,
-    ]  # fmt: skip
+    blocks = sum(isinstance(m, BLOCKS) for network in (base, loss) for m in network.modules())
     hidden = base.config.num_attention_heads * base.config.attention_head_dim
     array = settings.micro_batch * (width * height // 256 + TEXT_TOKENS) * hidden * size
-    arrays = len(blocks) + 2 * ACTIVATIONS if settings.gradient_checkpointing else PER_BLOCK * len(blocks)
+    arrays = blocks + 2 * ACTIVATIONS if settings.gradient_checkpointing else PER_BLOCK * blocks
     parts = {
         "the base, frozen": frozen * size,
         "weights that train and AdamW's moments, float32": trained * 12 // cut,
@@ -71,31 +71,23 @@ def estimate_training(settings: TrainSettings, devices: int, tflops: float | Non
     ]
 
 
-def make_on_meta(files: ModelFiles, settings: TrainSettings, embedding_size: int) -> InfuseLoss:
+def make_on_meta(files: ModelFiles, settings: TrainSettings, embedding_size: int) -> FlowLoss:
     """What the run trains and the base beside it, as shapes without numbers."""
     folder = files.base / "transformer"
     weights = open_part(files.transformer, "transformer")
     config = find_config("transformer", files.transformer, folder, weights)
     with torch.device("meta"):
-        base = BUILDS["transformer"](config)
-        infusenet = make_infusenet(base, settings.blocks_per_residual)
-        out = base.config.joint_attention_dim
-        projection = make_projection(embedding_size, out, **dict(settings.projection), seed=0)
-    if settings.gradient_checkpointing:
-        base.enable_gradient_checkpointing()
-        infusenet.enable_gradient_checkpointing()
-    return InfuseLoss(infusenet, projection, base, settings.guidance_scale)
+        return make_trainee(BUILDS["transformer"](config), settings, embedding_size)
 
 
-def count_operations(loss: InfuseLoss, width: int, height: int) -> int:
+def count_operations(loss: FlowLoss, embedding_size: int, width: int, height: int) -> int:
     """Of one sample, forward and backward: additions and multiplications of matrix products and attention."""
     base = loss.base
     tokens, joint = width * height // 256, base.config.joint_attention_dim
-    embedding = loss.projection.proj_in.in_features
     with torch.device("meta"):
         latents, control = torch.empty(1, tokens, 64), torch.empty(1, tokens, 64)
         text = torch.empty(1, TEXT_TOKENS, joint), torch.empty(1, base.config.pooled_projection_dim)
-        batch = Batch(width, height, latents, control, torch.empty(1, embedding), *text)
+        batch = Batch(width, height, latents, control, torch.empty(1, embedding_size), *text)
         with FlopCounterMode(display=False) as counter:
             loss(batch, torch.empty(1, tokens, 64), [0.5]).mean().backward()
     return counter.get_total_flops()

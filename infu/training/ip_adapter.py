@@ -4,6 +4,7 @@ IPA", with the face embedding where that has SigLIP's vector."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from backends.pytorch.dit import EACH, Branch, velocity
 from infu.training.loss import Batch, FlowLoss
+from infu.training.whole import write_whole
 
 EPS = 1e-5  # of both norms; the keys' has no weight
 
@@ -85,6 +87,12 @@ def to_file(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         kind: {n.removeprefix(f"{kind}."): t for n, t in state.items() if n.startswith(f"{kind}.")}
         for kind in kinds
     }
+
+
+def save_adapter(folder: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """The state of an `AdapterLoss` -> `ip-adapter.bin` in `folder`."""
+    own = {n.removeprefix("adapter."): t.detach().to("cpu", dtype).contiguous() for n, t in state.items()}
+    write_whole(folder / "ip-adapter.bin", lambda path: torch.save(to_file(own), path))
 
 
 class AdapterLoss(FlowLoss):
