@@ -274,7 +274,8 @@ def test_killing_a_worker_loses_nothing_and_makes_no_picture_twice(tmp_path, mod
     )
     expected = {"likeness", "yaw", "pitch", "roll", "crowd", "sharpness", "aesthetics"}
     assert all(row["scores"].keys() == expected for row in names)
-    assert min(row["scores"]["likeness"] for row in names) > 0.8  # the pictures show the astronaut
+    likeness = [row["scores"]["likeness"] for row in names]  # of the astronaut, stretched up to twice as wide
+    assert min(likeness) > 0.4 and max(likeness) > 0.9
 
 
 def kill_a_worker(process: subprocess.Popen, out: Path) -> dict[Path, int]:

@@ -98,22 +98,23 @@ def ray_running(address: str | None) -> Iterator[None]:
     """A cluster to work on: the one at `address`, or one of this machine's own, gone at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
+    with redirect_stdout(sys.stderr):  # Ray prints until it is shut down; standard output is for results
+        import ray
 
-    own = {} if address else {"object_store_memory": STORE, "include_dashboard": False}
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InvalidRequest(
-            f"No Ray cluster answers at {address!r} ({' '.join(str(error).split())[:120]}). Start one with "
-            "`ray start --head`, or leave --ray out."
-        ) from None
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        with redirect_stdout(sys.stderr):  # Ray prints; standard output is for results
+        own = {} if address else {"object_store_memory": STORE, "include_dashboard": False}
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InvalidRequest(
+                f"No Ray cluster answers at {address!r} ({' '.join(str(error).split())[:120]}). Start "
+                "one with "
+                "`ray start --head`, or leave --ray out."
+            ) from None
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def write_report(settings: DataSettings, units: list[Unit]) -> dict[str, Any]:
