@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -40,7 +41,7 @@ from infu.training.buckets import choose_bucket, cut_to, make_buckets
 from infu.training.captions import Captioners
 from infu.training.config import DataSettings, TrainSettings, read_settings
 from infu.training.engine import Trainer
-from infu.training.make_data import check, find_cause, make_data
+from infu.training.make_data import check, check_address, find_cause, make_data
 from infu.training.measure import Refused, load_hook, measure_angles, measure_sharpness
 from infu.training.networks import make_infusenet, make_projection, save_release
 from infu.training.shards import Shards
@@ -454,6 +455,11 @@ def test_settings_and_hooks_are_checked_before_a_worker_starts(photos, tmp_path)
     file.write_text("sources: [photos]\nout: data\n")
     read = read_settings(DataSettings, file)
     assert read.out == tmp_path / "data" and read.sources == [tmp_path / "photos"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(InvalidRequest, match="No Ray cluster answers at '127.0.0.1"):
+        check_address(address)
     cause = MissingFile("Gone.")
     wrapped = RuntimeError("ray")
     wrapped.__cause__ = cause

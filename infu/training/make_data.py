@@ -3,6 +3,7 @@ that share the folder. What is done is skipped, so that the same command goes on
 
 import json
 import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from infu.training.sources import Unit, list_units
 from infu.training.whole import write_whole
 from infu.training.workers import REPORTS, PersonWorker, PhotoWorker, read_prompts, summarise
 
+WAITED = 20  # seconds for a cluster to answer
 STORE = 256 << 20  # bytes of Ray's object store on this machine: what passes through it are names and counts
 
 
@@ -98,6 +100,8 @@ def ray_running(address: str | None) -> Iterator[None]:
     """A cluster to work on: the one at `address`, or one of this machine's own, gone at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        check_address(address)
     with redirect_stdout(sys.stderr):  # Ray prints until it is shut down; standard output is for results
         import ray
 
@@ -106,15 +110,28 @@ def ray_running(address: str | None) -> Iterator[None]:
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InvalidRequest(
-                f"No Ray cluster answers at {address!r} ({' '.join(str(error).split())[:120]}). Start "
-                "one with "
-                "`ray start --head`, or leave --ray out."
+                f"The Ray cluster at {address!r} does not take this machine in: "
+                f"{' '.join(str(error).split())[:160]}. If it asks for a token, set RAY_AUTH_MODE and "
+                "RAY_AUTH_TOKEN here as they are there."
             ) from None
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raises `InvalidRequest` where nothing listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        return  # a form of address that Ray knows
+    try:
+        socket.create_connection((host, int(port)), timeout=WAITED).close()
+    except OSError:
+        raise InvalidRequest(
+            f"No Ray cluster answers at {address!r}. Start one with `ray start --head`, or leave --ray out."
+        ) from None
 
 
 def write_report(settings: DataSettings, units: list[Unit]) -> dict[str, Any]:
