@@ -68,7 +68,9 @@ def wire_likeness(
     options = QUICK | RAW | {"trigger_mode": "always_last"}
     # In the browser: an answer of the server's would come when the slider has moved on.
     chosen = slider.input(None, slider, moved, js=f"(level) => {json.dumps(STOPS)}[level]", **options)
-    chosen.then(correct, slider, [*moved, slider], **options)
+    corrected = chosen.then(correct, slider, [*moved, slider], **options)
+    # And once more at the end: of quick changes, an answer in between may have seen only some.
+    corrected.then(describe, [slider, *moved], [slider, line], **options)
     gr.on(
         [blocks.load, *(setting.change for setting in moved)],
         describe,

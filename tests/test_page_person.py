@@ -149,10 +149,10 @@ def test_the_likeness_slider_and_the_settings_move_one_another(browser: Browser,
         slider.focus()
         for _ in range(2):
             page.keyboard.press("ArrowRight")
-        expect(line).to_contain_text("aes_stage2, strength 0.9, from 10% of the steps")
+        expect(line).to_contain_text("aes_stage2, strength 0.9, from 10% of the steps", timeout=PATIENCE)
         for _ in range(4):
             page.keyboard.press("ArrowLeft")
-        expect(line).to_contain_text("sim_stage1, strength 1, from 0% of the steps")
+        expect(line).to_contain_text("sim_stage1, strength 1, from 0% of the steps", timeout=PATIENCE)
         open_fold(page)
         expect(page.locator("#model_version input")).to_have_value("Likeness (sim_stage1)")
         assert field_value(page, "infusenet_conditioning_scale") == 1
