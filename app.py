@@ -17,7 +17,6 @@ import gradio as gr
 import typer
 
 from infu.errors import InfuError
-from infu.models import read_defaults
 from infu.options import ModelOptions, spread
 from infu.space import choose_model, is_public, on_space
 from page.answer import GENERATE, draw_answer, draw_buttons, wire_answer
@@ -25,7 +24,7 @@ from page.api import offer_tool, wire_api
 from page.events import QUICK
 from page.examples import draw_examples, wire_examples
 from page.history import draw_bare, wire_history
-from page.layout import CSS, DEFAULTS, HEAD, TITLE, draw_head, make_theme
+from page.layout import CSS, HEAD, TITLE, draw_head, make_theme
 from page.likeness import draw_likeness, wire_likeness
 from page.loras import draw_loras, wire_loras
 from page.model import draw_model, wire_model
@@ -44,7 +43,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)
     ) as blocks:
-        defaults = DEFAULTS.replace(**read_defaults(studio.options))
+        defaults = studio.defaults
         notice = draw_head(studio.notice())
         with gr.Row(elem_id="work"):
             with gr.Column(min_width=320):

@@ -14,11 +14,12 @@ from typing import Any
 
 import gradio as gr
 
-from infu.models import infu_cache, read_defaults
+from infu.errors import InfuError
+from infu.models import infu_cache
 from infu.pipeline import Result
 from infu.space import on_zero
+from infu.whole import write_whole
 from page.events import QUICK, QUIET
-from page.layout import DEFAULTS
 from page.studio import Studio
 from page.texts import say
 from page.told import told
@@ -97,8 +98,7 @@ def request_of(studio: Studio, name: str) -> dict[str, Any]:
 
 def size_and_steps(studio: Studio) -> dict[str, int]:
     """What the loaded model was made for."""
-    defaults = DEFAULTS.replace(**read_defaults(studio.options))
-    return {name: getattr(defaults, name) for name in ("width", "height", "num_steps")}
+    return {name: getattr(studio.defaults, name) for name in ("width", "height", "num_steps")}
 
 
 def shrink(result: Result) -> bytes:
@@ -126,11 +126,8 @@ def read_pictures(folder: Path) -> dict[str, bytes]:
 
 def keep(path: Path, picture: bytes) -> None:
     """Save a picture, whole or not at all; where the cache may not be written to, it is made again."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(picture)
-        part.replace(path)
+    with suppress(InfuError):
+        write_whole(path, lambda part: part.write_bytes(picture))
 
 
 def draw_cards(pictures: dict[str, bytes], visitor: gr.Request) -> str:

@@ -23,11 +23,9 @@ from infu.models import (
     list_versions,
     local_path,
     name_model,
-    read_defaults,
 )
 from infu.options import PATHS
 from page.events import QUICK, QUIET
-from page.layout import DEFAULTS
 from page.settings import list_choices
 from page.size import list_shapes
 from page.studio import Studio
@@ -178,7 +176,7 @@ def find_choice(studio: Studio) -> str:
 
 def fill(studio: Studio) -> tuple[Any, ...]:
     """The shapes, width, height and steps that the loaded model was made for, and its versions."""
-    defaults = DEFAULTS.replace(**read_defaults(studio.options))
+    defaults = studio.defaults
     version = studio.backend.model_version or VERSIONS[0]
     versions = gr.update(choices=list_choices(version), value=version)
     size = defaults.width, defaults.height

@@ -7,10 +7,8 @@ from typing import Any
 import gradio as gr
 
 from infu.images import read_photo
-from infu.models import read_defaults
 from infu.request import MAX_SIZE, MIN_SIZE
 from page.events import QUICK, QUIET, RAW
-from page.layout import DEFAULTS
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
@@ -75,7 +73,7 @@ def wire_size(
         if sent is None or not (chosen or "").startswith(PHOTO):
             yield unchanged
             return
-        default = default_size(studio)
+        default = studio.defaults.width, studio.defaults.height
         height, width = read_photo(read_upload(sent)).shape[:2]
         width, height = make_size(width / height, *default)
         value = f"{PHOTO}{width}x{height}"
@@ -85,12 +83,6 @@ def wire_size(
     photo.change(follow, [shape, photo], [*size, shape], **RAW, **QUIET)
     swap.click(None, size, size, js="(width, height) => [height, width]", **QUICK)
     gr.on([part.change for part in size], None, [shape, *size], [shape, numbers], js=SHOW, **QUICK)
-
-
-def default_size(studio: Studio) -> tuple[int, int]:
-    """What the loaded model was made for."""
-    defaults = DEFAULTS.replace(**read_defaults(studio.options))
-    return defaults.width, defaults.height
 
 
 def make_size(ratio: float, width: int, height: int) -> tuple[int, int]:

@@ -12,12 +12,13 @@ from backends import load_backend
 from infu.cli import find_lora
 from infu.errors import InfuError
 from infu.face import FaceStack
-from infu.models import MINI, VERSIONS, locate
+from infu.models import MINI, VERSIONS, locate, read_defaults
 from infu.options import PATHS
 from infu.pipeline import Result, Step
 from infu.request import GenerationRequest, Lora
 from infu.space import is_public, on_space, on_zero, wants_compiled
 from page.device import Device
+from page.layout import DEFAULTS
 from page.texts import label
 from page.turns import Turns
 
@@ -51,6 +52,11 @@ class Studio:
     @property
     def backend(self) -> "Backend | None":
         return self.device.backend
+
+    @property
+    def defaults(self) -> GenerationRequest:
+        """What a request is until it is changed: the size and steps are those the model was made for."""
+        return DEFAULTS.replace(**read_defaults(self.options))
 
     def load(self) -> "Backend":
         """The backend, loaded at the first call. A failed load raises, and is tried again at the next; but

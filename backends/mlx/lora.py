@@ -6,7 +6,7 @@ Taking all away leaves the network as it was, bit for bit. All changes of a laye
 output, so their order does not matter.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import ml_dtypes
@@ -19,6 +19,7 @@ from backends.mlx.layers import find_module, replace_module
 from backends.mlx.stream import Streamed
 from infu.weights.changes import (
     Change,
+    Changes,
     ControlPicture,
     Hadamard,
     Kronecker,
@@ -28,7 +29,6 @@ from infu.weights.changes import (
     Rows,
 )
 
-Changes = Mapping[str, Change]  # module name -> what one file does to it
 Branch = Callable[[nn.Module, mx.array, mx.array], mx.array]  # layer, input, output -> what is added
 
 

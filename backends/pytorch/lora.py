@@ -5,7 +5,7 @@ copy of a weight, and taking it away leaves the network as it was, bit for bit. 
 computed from its own output, so their order does not matter.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from backends.pytorch.tensors import to_tensor
 from infu.weights.changes import (
     Change,
+    Changes,
     ControlPicture,
     Dense,
     Hadamard,
@@ -25,7 +26,6 @@ from infu.weights.changes import (
     Rows,
 )
 
-Changes = Mapping[str, Change]  # module name -> what one file does to it
 Branch = Callable[[nn.Module, Tensor, Tensor], Tensor]  # module, input, output -> what is added to the output
 
 

@@ -28,7 +28,7 @@ from infu.training.ip_adapter import AdapterLoss, make_adapter, save_adapter
 from infu.training.loss import Batch, FlowLoss, InfuseLoss, by_time, draw_noise
 from infu.training.networks import load_trained, make_infusenet, make_projection, save_release
 from infu.training.shards import Order, Shards
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 STATE = "state.json"  # written last: a folder of states without it is half of one
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backends.pytorch.dit import EACH, Branch, velocity
 from infu.training.loss import Batch, FlowLoss
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 EPS = 1e-5  # of both norms; the keys' has no weight
 

@@ -4,6 +4,7 @@ z = (1 - t) x0 + t eps, the target is eps - x0, t = sigmoid of a standard normal
 shift of t by picture size: the paper names none.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def by_time(times: Sequence[float], errors: Sequence[float]) -> tuple[list[float
     return sums.tolist(), np.bincount(bins, minlength=BINS).tolist()
 
 
-class FlowLoss(nn.Module):
+class FlowLoss(nn.Module, ABC):
     """What trains, a subclass's submodules, with the frozen base beside it: `base` is no submodule, so that
     nothing here saves it, shards it or hands it to an optimiser."""
 
@@ -88,9 +89,9 @@ class FlowLoss(nn.Module):
         noisy = mix(batch.latents.float(), noise, times)
         return flow_error(self.velocity(batch, noisy, times), batch.latents, noise)
 
+    @abstractmethod
     def velocity(self, batch: Batch, noisy: Tensor, times: Sequence[float]) -> Tensor:
         """(B, L, 64) -> (B, L, 64): the way of one step of `infu.pipeline`, a time for each sample."""
-        raise NotImplementedError
 
     def make_base_constants(self, batch: Batch, times: Sequence[float]) -> Constants:
         states, pooled = batch.states.to(self.base.dtype), batch.pooled.to(self.base.dtype)

@@ -17,8 +17,8 @@ from infu.training.encode import load_faces
 from infu.training.measure import load_hook
 from infu.training.shards import write_dataset
 from infu.training.sources import Unit, list_units
-from infu.training.whole import write_whole
 from infu.training.workers import REPORTS, PersonWorker, PhotoWorker, read_prompts, summarise
+from infu.whole import write_whole
 
 WAITED = 20  # seconds for a cluster to answer
 STORE = 256 << 20  # bytes of Ray's object store on this machine: what passes through it are names and counts

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backends.pytorch.load import build_infusenet, load_network, load_projection
 from backends.pytorch.projection import HEAD, Projection
 from infu.models import RELEASE
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 COPIED = ("x_embedder.", "context_embedder.", "time_text_embed.")  # what stands before the blocks
 SHARED = (  # of the base's config, InfuseNet has the same

@@ -19,7 +19,7 @@ from infu.metadata import save_picture
 from infu.training.config import Sample, TrainSettings
 from infu.training.engine import StepLog, Trainer
 from infu.training.plot import draw_losses
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 LOG, SCORES, PLOT = "log.jsonl", "samples.jsonl", "losses.png"
 

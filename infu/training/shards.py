@@ -23,7 +23,7 @@ from torch import Tensor
 
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
 from infu.training.loss import Batch
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 SHARDS, BLACK, DATASET = "shards", "black-{}x{}.safetensors", "dataset.json"
 NAME = re.compile(r".+-(\d+)x(\d+)-(\d+)\.safetensors")

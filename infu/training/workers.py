@@ -27,7 +27,7 @@ from infu.training.measure import (
 )
 from infu.training.shards import Encoded, write_shard
 from infu.training.sources import RawPhoto, Unit, read_unit
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 REPORTS, PICTURES = "reports", "pictures"
 

@@ -4,6 +4,7 @@ The formulas are LyCORIS' (github.com/KohakuBlueleaf/LyCORIS, `docs/Algo-List.md
 (arXiv 2402.09353).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +122,9 @@ class Change:
     bias: np.ndarray | None = None
     magnitude: Magnitude | None = None
     control: Matrix | None = None
+
+
+Changes = Mapping[str, Change]  # module name -> what one file does to it
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from infu.training.minibase.networks import make_base
 from infu.training.minibase.runs import LOG, Run
 from infu.training.plot import draw_losses
 from infu.training.run import read_log, stoppable
-from infu.training.whole import write_whole
 from infu.training.world.dataset import read_shards
+from infu.whole import write_whole
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Argument(help="the run's folder")]

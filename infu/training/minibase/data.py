@@ -16,8 +16,8 @@ from infu.noise import pack_latents
 from infu.prompt import Tokenizers
 from infu.training.minibase.latents import fit_latents, load_latents
 from infu.training.minibase.vocabulary import T5_LENGTH, make_clip_tokenizer, make_t5_tokenizer
-from infu.training.whole import write_whole
 from infu.training.world.dataset import Shards, read_shards
+from infu.whole import write_whole
 
 ARRAYS = ("latents", "t5", "clip")
 DROPPED = 0.1  # of the captions: what is learnt without one is what guidance leads away from

@@ -18,7 +18,7 @@ from infu.training.minibase.data import Encoded, load_tokenizers, read_samples
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import Base, make_base, make_optimizers
 from infu.training.minibase.runs import Loss, Run, load_average
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 DIT, DISTILLED = "dit", "distilled"
 MUON, ADAM = 4.8e-3, 1.2e-3

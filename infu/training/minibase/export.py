@@ -15,7 +15,7 @@ from infu.training.minibase.diffusion import DISTILLED, DIT, SCHEDULER, Student
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import Base, make_base, make_vae
 from infu.training.minibase.runs import STATE, load_average
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 STEPS = 20  # of sampling, where a request names none
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from infu.noise import CHANNELS, SCALE
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 
 @dataclass(frozen=True, eq=False)

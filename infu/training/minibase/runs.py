@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from infu.errors import NonFiniteError
 from infu.training.run import LOG, add_line, cut_log
-from infu.training.whole import write_whole
+from infu.whole import write_whole
 
 STATE = "state.pt"
 WARM_UP = 100
