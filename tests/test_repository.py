@@ -20,3 +20,9 @@ def test_the_space_installs_the_versions_that_everyone_else_does():
     ]
     wanted = read_requirements(re.sub(r'^ *"|",', "", "\n".join(lists), flags=re.MULTILINE))
     assert len(wanted) > 15 and read_requirements((ROOT / "requirements.txt").read_text()) == wanted
+
+
+def test_the_pages_own_styles_are_light_and_ask_no_other_host():
+    sheets = [path.read_text() for path in (ROOT / "page").glob("*.css")]
+    assert 0 < sum(len(sheet.encode()) for sheet in sheets) < 10_000
+    assert not any("//" in sheet or "@import" in sheet for sheet in sheets)
