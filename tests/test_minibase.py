@@ -2,6 +2,10 @@
 the run that did not, each part learns. Oracles: singular values, transformers' tokenizers, both backends."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +100,24 @@ def test_a_run_that_stopped_is_the_run_that_did_not(run):
     first, second = (read_log(run / name / "log.jsonl") for name in ("once", "dit"))
     assert [line["loss"] for line in first] == [line["loss"] for line in second]
     assert len(second) == 4 and sum(second[0]["counts"]) == 2
+
+
+def test_two_processes_learn_what_one_does(run):
+    """Each has half of every batch."""
+    (run / "size.json").write_text(json.dumps(SIZE))
+    command = ["-m", "infu.training.minibase", "dit", str(run), "--steps", "2", "--batch"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    learnt = []
+    for line in ([*torchrun, *command, "2"], [*command, "4"]):
+        done = subprocess.run([sys.executable, *line], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        state = torch.load(run / "dit" / "state.pt", weights_only=True)
+        assert state["step"] == len(read_log(run / "dit" / "log.jsonl")) == 2
+        learnt.append(state["network"])
+        (run / "dit").rename(run / f"dit{len(learnt)}")
+    for name, tensor in learnt[0].items():
+        torch.testing.assert_close(tensor, learnt[1][name], rtol=0, atol=1e-5)
 
 
 def test_everything_learns_and_the_teacher_stays(run):

@@ -1,5 +1,6 @@
 """A run of steps in its folder: state, EMA, log. What a step computes is the caller's; a run that was stopped
-goes on by the same call, and is then the run that was not stopped."""
+goes on by the same call, and is then the run that was not stopped. Several processes (torchrun) make one run:
+each has its part of every batch, and their gradients are averaged."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from infu.errors import NonFiniteError
@@ -22,7 +24,8 @@ EMA = 0.999  # at the end; earlier (1 + step) / (10 + step), which forgets the b
 
 @dataclass(frozen=True)
 class StepLog:
-    """`seconds`, of the wall, and `processor`, of all cores, since the run began, stops not counted."""
+    """Of the first process. `seconds`, of the wall, and `processor`, of its cores, since the run began; stops
+    are not counted."""
 
     step: int
     loss: float
@@ -49,24 +52,28 @@ class Run:
         self.folder, self.network, self.optimizers, self.steps = folder, network, optimizers, steps
         self.ema = [p.detach().clone() for p in network.parameters()]
         self.step, self._seconds, self._processor = 0, 0.0, 0.0
+        shared = dist.is_initialized()
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         if (folder / STATE).is_file():
             self._load()
-        if (folder / LOG).is_file():
+        if self.rank == 0 and (folder / LOG).is_file():
             cut_log(folder / LOG, self.step)
 
     def go(self, loss_of: Callable[[int], Loss]) -> Iterator[StepLog]:
-        """The steps that are left. When a log comes out its step is done, and may be saved."""
+        """The steps that are left. `loss_of` gets a number that no other step or process has: its part of the
+        data. When a log comes out its step is done, and may be saved."""
         while self.step < self.steps:
             wall, processor = time.perf_counter(), time.process_time()
             rate = rate_of(self.step, self.steps)
             for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
                 for group, own in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = own * rate
-            loss = loss_of(self.step)
+            loss = loss_of(self.step * self.processes + self.rank)
             if not torch.isfinite(loss.value):
                 raise NonFiniteError(f"The loss is {loss.value.item()} at step {self.step}. Lower the rate.")
             loss.value.backward()
+            self._share_gradients()
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -80,11 +87,32 @@ class Run:
             log = StepLog(
                 self.step, loss.value.item(), rate, self._seconds, self._processor, loss.sums, loss.counts
             )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            add_line(self.folder / LOG, asdict(log))
+            if self.rank == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                add_line(self.folder / LOG, asdict(log))
             yield log
 
+    def _share_gradients(self) -> None:
+        """Each process's own become their mean."""
+        if self.processes > 1:
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            flat = torch.cat([g.flatten() for g in gradients])
+            dist.all_reduce(flat)
+            parts = flat.div_(self.processes).split([g.numel() for g in gradients])
+            torch._foreach_copy_(
+                gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+            )
+
+    def any_asked(self, asked: bool) -> bool:
+        """Whether any of the processes was asked to stop: all of them must end at the same step."""
+        flag = torch.tensor(int(asked))
+        if self.processes > 1:
+            dist.all_reduce(flag)
+        return bool(flag)
+
     def save(self) -> None:
+        if self.rank:
+            return
         state = {
             "step": self.step,
             "seconds": self._seconds,
