@@ -81,11 +81,25 @@ def load_projection(path: Path, dtype: mx.Dtype) -> projection.Projection:
         raise BrokenFile(
             f'{path.name} has no "image_proj": it is not InfiniteYou\'s projection. Download it again.'
         )
+    return load_by_shapes(projection.Projection, weights, path.name, dtype)
+
+
+def load_by_shapes(
+    build: Callable[[dict[str, tuple[int, ...]]], nn.Module],
+    weights: Mapping[str, np.ndarray],
+    file: str,
+    dtype: mx.Dtype,
+) -> nn.Module:
+    """A network whose sizes are all in its tensors: `build` is given their shapes, by name. `file` is what
+    errors call it."""
     try:
-        network = projection.Projection({name: array.shape for name, array in weights.items()})
+        network = build({name: array.shape for name, array in weights.items()})
     except (KeyError, ValueError, IndexError):
-        raise BrokenFile(f"{path.name} holds another network's tensors: {fold(weights)}.") from None
-    return load_weights(network, weights, dtype)
+        raise BrokenFile(f"{file} holds another network's tensors: {fold(weights)}.") from None
+    try:
+        return load_weights(network, weights, dtype)
+    except BrokenFile as error:
+        raise BrokenFile(f"{file}: {error}") from None
 
 
 def load_network(

@@ -41,21 +41,26 @@ class Projection(nn.Module):
 class Attention(nn.Module):
     """Latents attend over the embedding and themselves."""
 
-    def __init__(self, width: int, inner: int):
+    def __init__(self, width: int, inner: int, head: int = HEAD):
         super().__init__()
+        self.head = head
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=NORM_EPS), nn.LayerNorm(width, eps=NORM_EPS)
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_kv = nn.Linear(width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def __call__(self, x: mx.array, latents: mx.array) -> mx.array:
-        """x (B, 1, D), latents (B, Q, D) -> (B, Q, D)."""
+        """x (B, X, D), latents (B, Q, D) -> (B, Q, D)."""
         x, latents = self.norm1(x), self.norm2(latents)
         k, v = mx.split(self.to_kv(mx.concatenate([x, latents], axis=1)), 2, axis=-1)
-        q = self.to_q(latents)
-        q, k, v = (split_heads(y, y.shape[-1] // HEAD) for y in (q, k, v))  # (B, H, ., 64)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=HEAD**-0.5)
-        return self.to_out(y.transpose(0, 2, 1, 3).flatten(2))
+        return self.to_out(attend(self.to_q(latents), k, v, self.head))
+
+
+def attend(q: mx.array, k: mx.array, v: mx.array, head: int) -> mx.array:
+    """q (B, Q, W), k, v (B, K, W), in heads of `head` -> (B, Q, W); the softmax in float32."""
+    q, k, v = (split_heads(y, y.shape[-1] // head) for y in (q, k, v))  # (B, H, ., head)
+    y = mx.fast.scaled_dot_product_attention(q, k, v, scale=head**-0.5)
+    return y.transpose(0, 2, 1, 3).flatten(2)
 
 
 def make_feed_forward(width: int, hidden: int) -> list[nn.Module]:

@@ -135,13 +135,26 @@ class FileTensors(Mapping[str, Tensor]):
 
 def load_projection(path: Path, dtype: torch.dtype, device: str) -> nn.Module:
     """`image_proj_model.bin` -> the projection."""
-    weights = read_projection(path)
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    return load_by_shapes(Projection, read_projection(path), path.name, dtype, device)
+
+
+def load_by_shapes(
+    build: Callable[[dict[str, tuple[int, ...]]], nn.Module],
+    weights: Mapping[str, np.ndarray],
+    file: str,
+    dtype: torch.dtype,
+    device: str,
+) -> nn.Module:
+    """A network whose sizes are all in its tensors: `build` is given their shapes, by name. `file` is what
+    errors call it."""
     try:
-        empty = build_empty(Projection, shapes)
+        empty = build_empty(build, {name: tensor.shape for name, tensor in weights.items()})
     except (KeyError, ValueError, IndexError):
-        raise BrokenFile(f"{path.name} holds another network's tensors: {fold(weights)}.") from None
-    return load_weights(empty, weights, dtype, device)
+        raise BrokenFile(f"{file} holds another network's tensors: {fold(weights)}.") from None
+    try:
+        return load_weights(empty, weights, dtype, device)
+    except BrokenFile as error:
+        raise BrokenFile(f"{file}: {error}") from None
 
 
 def read_projection(path: Path) -> dict[str, np.ndarray]:

@@ -13,8 +13,9 @@ NORM_EPS = 1e-5
 class Attention(nn.Module):
     """Latents attend over the embedding and themselves."""
 
-    def __init__(self, width: int, inner: int):
+    def __init__(self, width: int, inner: int, head: int = HEAD):
         super().__init__()
+        self.head = head
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.to_q = nn.Linear(width, inner, bias=False)
@@ -22,15 +23,18 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
-        """x (B, 1, D), latents (B, Q, D) -> (B, Q, D)."""
+        """x (B, X, D), latents (B, Q, D) -> (B, Q, D)."""
         x, latents = self.norm1(x), self.norm2(latents)
         k, v = self.to_kv(torch.cat([x, latents], dim=1)).chunk(2, dim=-1)
-        q, k, v = (
-            y.unflatten(-1, (-1, HEAD)).transpose(1, 2) for y in (self.to_q(latents), k, v)
-        )  # (B, H, ., 64)
-        scale = HEAD**-0.25  # on both sides, so that neither factor grows too large for 16 bits
-        weights = torch.softmax((q * scale) @ (k * scale).transpose(-1, -2), dim=-1, dtype=torch.float32)
-        return self.to_out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        return self.to_out(attend(self.to_q(latents), k, v, self.head))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, head: int) -> Tensor:
+    """q (B, Q, W), k, v (B, K, W), in heads of `head` -> (B, Q, W); the softmax in float32, as released."""
+    q, k, v = (y.unflatten(-1, (-1, head)).transpose(1, 2) for y in (q, k, v))  # (B, H, ., head)
+    scale = head**-0.25  # on both sides, so that neither factor grows too large for 16 bits
+    weights = torch.softmax((q * scale) @ (k * scale).transpose(-1, -2), dim=-1, dtype=torch.float32)
+    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
 class Projection(nn.Module):

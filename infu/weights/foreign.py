@@ -51,6 +51,13 @@ OTHER_FILES = (  # what a name holds -> a file that is used elsewhere than as a 
     (r"^image_proj\.(latents|proj_in)", "InfiniteYou's projection of the face (image_proj_model.bin)"),
     (r"ip_adapter", "an IP-Adapter"),
     (r"^pulid_", "PuLID"),
+    (r"^visual\.blocks\.\d+\.attn\.inner_attn_ln", "EVA02-CLIP, PuLID's image encoder"),
+)
+OTHER_NETWORKS = (  # the same for what is a base, a LoRA or beside one, where something else was asked for
+    (r"(^|[._])controlnet_", "a ControlNet"),
+    (r"\.lora_(A|B|down|up)\b|\.lokr_w|\.hada_w", "a LoRA"),
+    (r"(^|\.)(double_blocks|transformer_blocks)\.", "a whole model"),
+    (r"^(vision_model|text_model|visual)\.", "a CLIP"),
 )
 PIPELINES = {  # `_class_name` of a folder's model_index.json -> what it is
     "FluxFillPipeline": "FLUX.1 Fill, made for inpainting",
@@ -71,6 +78,13 @@ def name_file(weights: Iterable[str]) -> str | None:
     """What a file is that is used, but neither as a base nor as a LoRA."""
     names = list(weights)
     return next((what for sign, what in OTHER_FILES if any(re.search(sign, name) for name in names)), None)
+
+
+def name_weights(weights: Iterable[str]) -> str | None:
+    """What a file is, for a reader that wants another; None where no sign says so."""
+    names = list(weights)
+    signs = (*OTHER_FILES, *OTHER_NETWORKS)
+    return next((what for sign, what in signs if any(re.search(sign, name) for name in names)), None)
 
 
 def refuse_weights(file: str, weights: Any, part: str) -> None:
