@@ -1,30 +1,34 @@
-"""The one interface between the pipeline and what does the work; `pytorch/` and `mlx/` implement it.
+"""The one interface between the pipeline and what does the work; `pytorch/` and `mlx/` implement it. What
+a network beside the DiT adds to it is in infu/hooks.py.
 
 Arrays are the backend's own and opaque here. Shapes: B batch, L image tokens, T text tokens, D width.
 """
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from infu.cache import Cache
+from infu.cache import Cache, identify
 from infu.face import FaceStack
 from infu.flow import Scheduler, read_scheduler, unshifted
+from infu.hooks import NOTHING, Additions, Run, Runner, total
 from infu.models import ModelFiles
+from infu.plugins import Lora, Plugin
 from infu.preview import LatentColours, read_latent_colours
 from infu.prompt import Tokenizers
-from infu.request import Lora
 from infu.weights.changes import ControlPicture
 from infu.weights.checkpoint import has_guidance
 from infu.weights.lora import LoraFile, Shapes, read_lora
 
 Array = Any
+T = TypeVar("T")
+NETWORKS = 4  # plug-ins' of a kind that are kept, each up to 6.6 GB
 CACHED = 8  # of each kind: a face, a prompt, a negative prompt, a control image, in a few variants
 
 
@@ -39,7 +43,8 @@ class Text:
 class Backend(ABC):
     """Networks of one model, ready to run. Lives across requests; one request at a time holds `lock`.
 
-    A step is `velocity(base, step, latents, residuals)`, `residuals` from `infuse(side, step, latents)`.
+    A step is `velocity(base, step, latents, additions)`, `additions` from a `Runner` per network beside the
+    DiT: InfuseNet, over `infuse(side, step, latents)`, and one per plug-in that is a network of its own.
     `base` and `side` are the constants of one picture (modulation of all steps, context embedding, RoPE):
     made once by `make_base_constants` and `make_infuse_constants`, never per step.
     """
@@ -60,7 +65,7 @@ class Backend(ABC):
     def __init__(self, files: ModelFiles):
         """What needs no network: names, schedule, tokenizers. No identity yet."""
         self.lock = threading.Lock()
-        self.cache = Cache(CACHED)
+        self.cache, self._networks = Cache(CACHED), Cache(NETWORKS)
         self.files, self.model_name = files, files.name
         guidance = has_guidance(files.transformer)
         self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
@@ -119,8 +124,16 @@ class Backend(ABC):
         """latents (1, L, 64) -> InfuseNet's residuals, times `scale`."""
 
     @abstractmethod
-    def velocity(self, base: Any, step: int, latents: Array, residuals: Any = None) -> Array:
+    def velocity(self, base: Any, step: int, latents: Array, additions: Additions = NOTHING) -> Array:
         """latents (1, L, 64) -> velocity (1, L, 64), float32."""
+
+    @abstractmethod
+    def make_runner(self, plugin: Plugin, run: Run) -> Runner:
+        """A plug-in that is no LoRA, for one request. Raises `InfuError` for what its file is not."""
+
+    def gather(self, runners: Iterable[Runner], step: int, latents: Array, negative: bool) -> Additions:
+        """What all `runners` add to one pass of one step."""
+        return total(runner.add(step, latents, negative) for runner in runners)
 
     @abstractmethod
     def decode(self, latents: Array, width: int, height: int) -> np.ndarray:
@@ -157,10 +170,16 @@ class Backend(ABC):
 
     def read_lora(self, path: str | Path) -> LoraFile:
         """A LoRA by its path, size and time: known ones are not read again."""
-        path = Path(path)
-        known = path.stat() if path.is_file() else None
-        key = known and (str(path), known.st_size, known.st_mtime_ns)
-        return self.cache("lora", key, lambda: read_lora(path, self.module_shapes))
+        return self.cache("lora", identify(path), lambda: read_lora(Path(path), self.module_shapes))
+
+    def network(self, kind: str, path: str | Path, load: Callable[[], T]) -> T:
+        """The network of a plug-in, or one that looks at its picture, by the file or folder it is in: loaded
+        once and shared by the requests, until `drop_networks`."""
+        return self._networks(kind, identify(path), load)
+
+    def drop_networks(self) -> None:
+        """Forget the plug-ins' networks; they are loaded again when they are next wanted."""
+        self._networks.clear()
 
     @abstractmethod
     def use_version(self, model_version: str) -> None:

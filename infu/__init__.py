@@ -3,6 +3,19 @@
 from infu.errors import Cancelled, InfuError
 from infu.face import find_faces
 from infu.pipeline import generate
-from infu.request import GenerationRequest, Lora
+from infu.plugins import ControlNet, IPAdapter, Lora, OminiControl, Person, PuLID
+from infu.request import GenerationRequest
 
-__all__ = ["Cancelled", "GenerationRequest", "InfuError", "Lora", "find_faces", "generate"]
+__all__ = [
+    "Cancelled",
+    "ControlNet",
+    "GenerationRequest",
+    "IPAdapter",
+    "InfuError",
+    "Lora",
+    "OminiControl",
+    "Person",
+    "PuLID",
+    "find_faces",
+    "generate",
+]

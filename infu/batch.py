@@ -11,9 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from infu.checks import shown
 from infu.errors import InfuError, InvalidRequest, MissingFile, UnknownName
 from infu.options import check_lora, check_photos
-from infu.request import GenerationRequest, Lora, shown
+from infu.plugins import Lora
+from infu.request import GenerationRequest
 
 KEYS = {f.name for f in fields(GenerationRequest)}
 ONE_FILE = ("id_image", "control_image")

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -41,3 +42,11 @@ def digest(array: np.ndarray) -> str:
     """A key for a cache: the same numbers in the same shape give the same key."""
     head = repr((array.shape, array.dtype.str)).encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def identify(path: Path | str) -> Hashable:
+    """A key for a cache: the same file, or folder, unchanged. What is not there has a key of its own too."""
+    path = Path(path)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return (str(path), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

@@ -25,7 +25,8 @@ from infu.errors import InfuError, InvalidRequest, MissingFile, ModelError
 from infu.options import PATHS, ModelOptions, OutputOptions, PictureOptions, read_array, spread
 from infu.pipeline import Result, check_noise
 from infu.pipeline import generate as make_picture
-from infu.request import GenerationRequest, Lora
+from infu.plugins import Lora
+from infu.request import GenerationRequest
 from infu.results import make_folder, write_picture
 
 if TYPE_CHECKING:

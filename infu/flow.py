@@ -55,3 +55,9 @@ def make_sigmas(num_steps: int, num_tokens: int, scheduler: Scheduler) -> list[f
         factor = scheduler.shift
     shifted = factor * sigmas / (1.0 + (factor - 1.0) * sigmas)
     return [*shifted.tolist(), 0.0]
+
+
+def in_window(step: int, num_steps: int, start: float, end: float) -> bool:
+    """Whether step `step` of N (0-based) counts: a pair of inclusive bounds, of where a step begins and where
+    it ends, as InfuseNet's and diffusers' ControlNets'."""
+    return step / num_steps >= start and (step + 1) / num_steps <= end

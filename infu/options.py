@@ -18,8 +18,9 @@ import typer
 
 from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
 from infu.images import read_photo
+from infu.plugins import Lora
 from infu.pose import POSES
-from infu.request import GenerationRequest, Lora
+from infu.request import GenerationRequest
 
 INFU_VERSIONS = ("v1.0",)
 

@@ -17,13 +17,15 @@ from PIL import Image, ImageOps
 
 from infu.errors import InvalidRequest, NonFiniteError
 from infu.flow import make_sigmas
+from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.images import read_photo
 from infu.keypoints import draw_keypoints, fit_control_photo
 from infu.metadata import describe, picture_metadata
 from infu.noise import make_noise, pack_latents
+from infu.plugins import Lora
 from infu.pose import place_pose
 from infu.preview import draw_preview
-from infu.request import GenerationRequest, Lora
+from infu.request import GenerationRequest
 from infu.weights.changes import ControlPicture
 from infu.weights.lora import LoraFile
 
@@ -128,7 +130,7 @@ def stream(
     """
     noise = check_noise(request, noise)
     person = read_photographs(request, backend)  # no face: an error, before any network runs
-    with backend.lock, backend.plugged(request.plugins) as loras:
+    with backend.lock, backend.plugged(request.loras) as loras:
         controls = encode_controls(request, backend, loras)
         text = backend.encode_prompt(request.prompt, request.max_sequence_length)
         notes = [note for lora in loras for note in lora.notes]
@@ -139,6 +141,7 @@ def stream(
             identity = backend.project_identity(person.id_embedding)
             control = backend.encode_image(draw_control(person))  # a black one like any other
         constants = make_constants(request, backend, text, negative, identity, control, controls)
+        notes += [note for runner in constants.runners for note in runner.notes]
         metadata = describe(request, backend, loras)
         for k in range(request.num_images):  # one by one: picture k is exactly the single run of its seed
             latents, steps = yield from denoise(request, backend, k, noise[k : k + 1], constants, enough)
@@ -153,26 +156,45 @@ def stream(
 
 @dataclass(frozen=True, eq=False)
 class Constants:
-    """What every step of every picture of a request shares: `sigmas`, N + 1 floats from 1 to 0, and the
-    backend's constants of the DiT, of the negative pass and of InfuseNet (None where it does not run)."""
+    """What every step of every picture of a request shares: `sigmas`, N + 1 floats from 1 to 0, the
+    backend's constants of the DiT and of the negative pass (None where there is none), and the networks
+    beside the DiT."""
 
     sigmas: list[float]
     base: Any
     opposite: Any
-    side: Any
+    runners: list[Runner]
 
 
 def make_constants(request, backend, text, negative, identity, control, controls) -> Constants:
     width, height = request.run_size
     sigmas = make_sigmas(request.num_steps, width // 16 * (height // 16), backend.scheduler)
     size, steered = (sigmas, width, height), (request.guidance_scale, controls)
+    run = Run(*size, text, negative, request.guidance_scale)
+    runners = [backend.make_runner(plugin, run) for plugin in request.networks]
     base = backend.make_base_constants(*size, text, *steered)
-    opposite = side = None
+    opposite = None
     if negative is not None:
         opposite = backend.make_base_constants(*size, negative, *steered)
     if any(map(request.infuses, range(request.num_steps))):
         side = backend.make_infuse_constants(sigmas, width, height, identity, text, control)
-    return Constants(sigmas, base, opposite, side)
+        runners.append(Infusion(request, backend, side))
+    return Constants(sigmas, base, opposite, runners)
+
+
+@dataclass(frozen=True, eq=False)
+class Infusion(Runner):
+    """InfuseNet on the request's own person. The negative pass gets no residuals, as released."""
+
+    request: GenerationRequest
+    backend: Backend
+    side: Any
+
+    def add(self, step: int, latents: Any, negative: bool) -> Additions:
+        if negative or not self.request.infuses(step):
+            return NOTHING
+        scale = self.request.infusenet_conditioning_scale
+        return Additions(residuals=(self.backend.infuse(self.side, step, latents, scale),))
 
 
 def denoise(
@@ -185,13 +207,14 @@ def denoise(
 ) -> Generator[Step, None, tuple[Any, int]]:
     """Noise (1, 16, h, w) of picture `k` -> a `Step` after every step, and at the end the latents (1, L, 64)
     and how many steps they took. Euler steps along the rectified flow (arXiv 2403.03206)."""
-    scale, num_steps = request.infusenet_conditioning_scale, request.num_steps
+    num_steps, runners = request.num_steps, constants.runners
     latents = backend.array(pack_latents(noise))
     for step, (sigma, next_sigma) in enumerate(pairwise(constants.sigmas)):
-        residuals = backend.infuse(constants.side, step, latents, scale) if request.infuses(step) else None
-        velocity = backend.velocity(constants.base, step, latents, residuals)
+        added = backend.gather(runners, step, latents, negative=False)
+        velocity = backend.velocity(constants.base, step, latents, added)
         if constants.opposite is not None and step >= request.true_cfg_start_step:
-            away = backend.velocity(constants.opposite, step, latents)  # it gets no residuals
+            added = backend.gather(runners, step, latents, negative=True)
+            away = backend.velocity(constants.opposite, step, latents, added)
             velocity = away + request.true_cfg_scale * (velocity - away)
         latents = latents + (next_sigma - sigma) * velocity
         backend.evaluate(latents)

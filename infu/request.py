@@ -1,39 +1,18 @@
-"""What a user asks for: `GenerationRequest` and its plug-ins, checked once, where they are made."""
+"""What a user asks for: `GenerationRequest`, checked once, where it is made. Its plug-ins: plugins.py."""
 
 import secrets
-from dataclasses import dataclass, field, fields, replace
-from numbers import Real
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
 
 import numpy as np
 
+from infu.checks import check_integer, check_list, check_number, check_person, check_text, check_window
 from infu.errors import InvalidRequest
-from infu.pose import check_pose
+from infu.flow import in_window
+from infu.plugins import Lora, Plugin
 
 MIN_SIZE, MAX_SIZE = 64, 2048
 MAX_SEED = 2**32 - 1
-MAX_FACES = 1000  # in one photograph
-MAX_PROMPT = 20_000  # characters: far beyond what 512 T5 tokens hold; stops a megabyte of text at the door
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA on the base model. `path`: a safetensors file; `scale` may be 0 (as if absent) or negative.
-    `image`: what a control LoRA follows (its edges or depth, as the LoRA was made for), a photograph in any
-    form that `id_image` takes; cut to the output's shape about its middle.
-
-    Raises `InvalidRequest` when `path` is no path, or `scale` not a number from -10 to 10.
-    """
-
-    path: str | Path
-    scale: float = 1.0
-    image: Any = field(default=None, repr=False, hash=False)
-
-    def __post_init__(self):
-        if not isinstance(self.path, str | Path):
-            raise InvalidRequest(f"A LoRA is the path of a file, not {shown(self.path)}.")
-        check_number("LoRA scale", self.scale, -10.0, 10.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +55,7 @@ class GenerationRequest:
     infusenet_conditioning_scale: float = 1.0
     infusenet_guidance_start: float = 0.0
     infusenet_guidance_end: float = 1.0
-    plugins: tuple[Lora, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
 
     def __post_init__(self):
         for name in ("prompt", "negative_prompt"):
@@ -90,35 +69,13 @@ class GenerationRequest:
             object.__setattr__(self, "max_sequence_length", length)
         seed = secrets.randbelow(MAX_SEED + 1) if self.seed is None else self.seed
         object.__setattr__(self, "seed", check_integer("seed", seed, 0, MAX_SEED))
-        if self.infusenet_guidance_start > self.infusenet_guidance_end:
-            raise InvalidRequest(
-                "infusenet_guidance_start must not be larger than infusenet_guidance_end "
-                f"({self.infusenet_guidance_start} is larger than {self.infusenet_guidance_end})."
-            )
-        for name in ("id_images", "id_faces", "plugins"):
-            object.__setattr__(self, name, check_list(name, getattr(self, name)))
+        check_window("", "infusenet_guidance_start", "infusenet_guidance_end", self)
+        object.__setattr__(self, "plugins", check_list("plugins", self.plugins))
         for plugin in self.plugins:
-            if not isinstance(plugin, Lora):
-                raise InvalidRequest(f"plugins holds a {type(plugin).__name__}; this version knows Lora.")
-        if (self.id_image is not None) + bool(self.id_images) + (self.id_embedding is not None) > 1:
-            raise InvalidRequest("Give one of id_image, id_images and id_embedding, not several.")
-        faces = tuple(check_integer("id_faces", face, 0, MAX_FACES - 1) for face in self.id_faces)
-        object.__setattr__(self, "id_faces", faces)
-        if len(faces) > len(self.photos):
-            raise InvalidRequest(
-                f"id_faces names the faces of {len(faces)} photographs; there are {len(self.photos)}."
-            )
-        controls = (self.control_image, self.control_keypoints, self.pose)
-        if sum(control is not None for control in controls) > 1:
-            raise InvalidRequest("Give one of control_image, control_keypoints and pose, not several.")
-        if self.pose is not None:
-            check_pose(self.pose)
-        if self.control_keypoints is not None:
-            points = check_array("control_keypoints", self.control_keypoints, (5, 2))
-            object.__setattr__(self, "control_keypoints", points)
-        if self.id_embedding is not None:
-            vector = check_array("id_embedding", self.id_embedding, (-1,))
-            object.__setattr__(self, "id_embedding", vector)
+            if not isinstance(plugin, Plugin):
+                known = ", ".join(kind.__name__ for kind in get_args(Plugin))
+                raise InvalidRequest(f"plugins holds a {type(plugin).__name__}; this version knows {known}.")
+        check_person(self)
 
     @property
     def photos(self) -> tuple[Any, ...]:
@@ -128,7 +85,12 @@ class GenerationRequest:
     @property
     def loras(self) -> tuple[Lora, ...]:
         """Those that count: a LoRA of scale 0 is as if absent."""
-        return tuple(plugin for plugin in self.plugins if plugin.scale != 0)
+        return tuple(plugin for plugin in self.plugins if isinstance(plugin, Lora) and plugin.counts)
+
+    @property
+    def networks(self) -> tuple[Plugin, ...]:
+        """The plug-ins that count and are no LoRA: each runs something of its own in every step."""
+        return tuple(plugin for plugin in self.plugins if not isinstance(plugin, Lora) and plugin.counts)
 
     @property
     def has_identity(self) -> bool:
@@ -145,18 +107,17 @@ class GenerationRequest:
 
     def infuses(self, step: int) -> bool:
         """Whether InfuseNet runs in this step (0-based): a pair of inclusive bounds, as released."""
-        start, end = self.infusenet_guidance_start, self.infusenet_guidance_end
-        inside = step / self.num_steps >= start and (step + 1) / self.num_steps <= end
-        return inside and self.has_identity and self.infusenet_conditioning_scale != 0
+        window = (self.infusenet_guidance_start, self.infusenet_guidance_end)
+        return (
+            in_window(step, self.num_steps, *window)
+            and self.has_identity
+            and self.infusenet_conditioning_scale != 0
+        )
 
     def settings(self) -> dict[str, Any]:
         """Everything but the pictures and the identity, as plain JSON values (see metadata.py)."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PRIVATE}
-        values["plugins"] = [
-            {"lora": Path(p.path).name, "scale": p.scale}
-            | ({} if p.image is None else {"control_photo": True})
-            for p in self.plugins
-        ]
+        values["plugins"] = [plugin.settings() for plugin in self.plugins]
         if self.control_keypoints is not None:
             values["control_keypoints"] = self.control_keypoints.tolist()
         return values
@@ -185,51 +146,4 @@ NUMBERS = (
     ("guidance_scale", 0.0, 100.0),
     ("true_cfg_scale", 0.0, 100.0),
     ("infusenet_conditioning_scale", 0.0, 10.0),
-    ("infusenet_guidance_start", 0.0, 1.0),
-    ("infusenet_guidance_end", 0.0, 1.0),
 )
-
-
-def check_number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:  # NaN fails too
-        raise InvalidRequest(f"{name} must be a number from {low:g} to {high:g}, not {shown(value)}.")
-    return float(value)
-
-
-def check_integer(name: str, value: Any, low: int, high: int) -> int:
-    whole = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
-    if not whole or int(value) != value:  # 30.0 is what a browser sends for 30
-        raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, not {shown(value)}.")
-    return int(value)
-
-
-def check_text(name: str, value: Any, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} must be text, not {shown(value)}.")
-    if len(value) > MAX_PROMPT:
-        raise InvalidRequest(f"{name} has {len(value)} characters; {MAX_PROMPT} are allowed.")
-
-
-def check_list(name: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple | None):  # a text would be taken letter by letter
-        raise InvalidRequest(f"{name} must be a list, not {shown(value)}.")
-    return tuple(value or ())
-
-
-def check_array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.asarray(value, dtype=np.float32).reshape(shape)
-    except (ValueError, TypeError):
-        count = "a row of" if shape == (-1,) else " x ".join(map(str, shape))
-        raise InvalidRequest(f"{name} must be {count} numbers.") from None
-    if not np.isfinite(array).all():
-        raise InvalidRequest(f"{name} must hold finite numbers only.")
-    return array
-
-
-def shown(value: Any) -> str:
-    """A user's value, short enough for one line of an error."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 40 else text[:37] + "..."

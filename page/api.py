@@ -9,10 +9,10 @@ from typing import Any
 
 import gradio as gr
 
+from infu.checks import check_list
 from infu.errors import PhotoError
 from infu.models import VERSIONS
 from infu.pipeline import Step
-from infu.request import check_list
 from page.events import ON_DEVICE, RAW
 from page.layout import DEFAULTS, PROMPT
 from page.studio import Studio

@@ -55,9 +55,8 @@ class Device:
         if version not in (None, backend.model_version):
             versioned(backend.files, version)
         read = read_photographs(request, backend)
-        for lora in request.plugins:
-            if lora.scale:
-                backend.read_lora(lora.path)
+        for lora in request.loras:
+            backend.read_lora(lora.path)
         with tempfile.TemporaryDirectory(prefix="infu-run-") as folder:
             word = Path(folder) / "enough"  # a file: the one thing the other process sees while it runs
             with closing(self._lent(read, version or backend.model_version, str(word))) as events:

@@ -10,7 +10,7 @@ import gradio as gr
 
 from infu.errors import PhotoError
 from infu.inspect import describe_file
-from infu.request import Lora
+from infu.plugins import Lora
 from page.events import QUICK, QUIET, RAW
 from page.person import wire_photo
 from page.studio import Studio

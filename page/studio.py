@@ -15,7 +15,8 @@ from infu.face import FaceStack
 from infu.models import MINI, VERSIONS, locate, read_defaults
 from infu.options import PATHS
 from infu.pipeline import Result, Step
-from infu.request import GenerationRequest, Lora
+from infu.plugins import Lora
+from infu.request import GenerationRequest
 from infu.space import is_public, on_space, on_zero, wants_compiled
 from page.device import Device
 from page.layout import DEFAULTS

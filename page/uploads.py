@@ -19,11 +19,12 @@ from gradio.processing_utils import ssrf_protected_download
 from gradio.utils import get_upload_folder, is_in_or_equal
 from PIL import Image
 
+from infu.checks import check_list
 from infu.errors import PhotoError
 from infu.images import read_photo
 from infu.metadata import save_picture
 from infu.pipeline import Result, Step
-from infu.request import Lora, check_list
+from infu.plugins import Lora
 
 PREVIEW_SECONDS = 0.25  # at most four previews a second
 # Every file is gone within an hour of its last use.

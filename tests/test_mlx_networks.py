@@ -25,6 +25,7 @@ from backends.mlx.load import (
 )
 from infu.errors import BrokenFile
 from infu.flow import Scheduler, make_sigmas
+from infu.hooks import NOTHING, Additions
 
 MANIFESTS = Path(__file__).parent / "manifests"
 GOLDEN = Path(__file__).parent / "golden"
@@ -119,6 +120,7 @@ def test_dit_is_diffusers_at_every_step(config, samples, width, height, num_text
 
     constants = dit.make_constants(ours, sigmas, width, height, mx.array(states), mx.array(pooled), 3.5)
     residuals = dit.Residuals([mx.array(x) for x in doubles], [mx.array(x) for x in singles])
+    additions = Additions(residuals=(residuals,))
     txt_ids, img_ids = ids_of(num_text, width, height)
     for step, sigma in enumerate(sigmas[:-1]):
         with torch.inference_mode():
@@ -133,7 +135,7 @@ def test_dit_is_diffusers_at_every_step(config, samples, width, height, num_text
                 controlnet_block_samples=[torch.from_numpy(x) for x in doubles] or None,
                 controlnet_single_block_samples=[torch.from_numpy(x) for x in singles] or None,
             ).sample
-        velocity = ours(mx.array(latents), constants.at(step), residuals if samples[0] else None)
+        velocity = ours(mx.array(latents), constants.at(step), additions if samples[0] else NOTHING)
         assert_close(velocity, expected)
 
 

@@ -14,6 +14,7 @@ from backends import load_backend
 from backends.pytorch import dit
 from backends.pytorch.load import build_transformer, load_network
 from infu import GenerationRequest, generate
+from infu.hooks import Additions
 from infu.noise import pack_latents
 from infu.training.config import ProjectionSettings
 from infu.training.ip_adapter import AdapterLoss, IPAdapter, make_adapter, to_file
@@ -92,7 +93,7 @@ def test_the_batched_forward_is_diffusers_own_for_every_sample(base: nn.Module):
 
 def base_velocity(base: nn.Module, batch: Batch, noisy: torch.Tensor, times: list[float]) -> torch.Tensor:
     constants = dit.make_constants(base, [*times, 0.0], *SIZE, batch.states, batch.pooled, GUIDANCE)
-    return dit.velocity(base, constants, dit.EACH, noisy, None)
+    return dit.velocity(base, constants, dit.EACH, noisy)
 
 
 def test_before_the_first_step_the_velocity_is_the_plain_bases_bit_for_bit(base: nn.Module):
@@ -281,8 +282,9 @@ def test_the_attention_branch_is_instantxs(base: nn.Module):
     text, sigmas = backend.encode_prompt(case["prompt"]), golden["sigmas"].tolist()
     constants = dit.make_constants(base, sigmas, case["w"], case["h"], text.states, text.pooled, case["g"])
     latents = torch.from_numpy(pack_latents(golden["noise"]))
+    added = Additions(branches=(dict(enumerate(branches)),))
     for step, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
-        latents = latents + (following - sigma) * dit.velocity(base, constants, step, latents, None, branches)
+        latents = latents + (following - sigma) * dit.velocity(base, constants, step, latents, added)
     np.testing.assert_allclose(latents, golden["latents"], rtol=0, atol=2e-4)
     assert np.abs(golden["latents"] - golden["latents_plain"]).max() > 0.1
 

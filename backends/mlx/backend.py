@@ -16,11 +16,12 @@ from backends.mlx.quantise import check_bits
 from backends.mlx.stream import is_in_block, is_modulation
 from infu.cache import digest
 from infu.errors import InvalidRequest
+from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.mac import choose_offload
 from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.request import Lora
+from infu.plugins import Lora, Plugin
 from infu.weights.changes import ControlPicture
 from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile
 
@@ -75,7 +76,8 @@ class MlxBackend(Backend):
         network, side, dtype = self._dit, self._infusenet, self._dtype
 
         def velocity(latents, constants, residuals):
-            return network(latents.astype(dtype), constants, residuals).astype(mx.float32)
+            additions = Additions(residuals=residuals)
+            return network(latents.astype(dtype), constants, additions).astype(mx.float32)
 
         def infuse(latents, constants, scale):
             return side(latents.astype(dtype), constants, scale)
@@ -163,9 +165,14 @@ class MlxBackend(Backend):
         return self._infuse(latents, side.at(step), scale)
 
     def velocity(
-        self, base: dit.Constants, step: int, latents: mx.array, residuals: dit.Residuals | None = None
+        self, base: dit.Constants, step: int, latents: mx.array, additions: Additions = NOTHING
     ) -> mx.array:
-        return self._velocity(latents, base.at(step), residuals)
+        if additions.computes:  # its functions are made anew for every request: nothing to compile
+            return self._dit(latents.astype(self._dtype), base.at(step), additions).astype(mx.float32)
+        return self._velocity(latents, base.at(step), additions.residuals)
+
+    def make_runner(self, plugin: Plugin, run: Run) -> Runner:
+        raise InvalidRequest(f"This version has no {type(plugin).__name__}. Leave it out.")
 
     def decode(self, latents: mx.array, width: int, height: int) -> np.ndarray:
         unpacked = unpack_latents(self.numpy(latents), width, height).transpose(0, 2, 3, 1)  # (1, h, w, 16)

@@ -4,7 +4,7 @@ Follows black-forest-labs/flux `model.py`, `modules/layers.py`; attributes carry
 (`FluxTransformer2DModel`). B batch, N steps, L image tokens, T text tokens, D width, H heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ import mlx.nn as nn
 import numpy as np
 
 from backends.mlx.layers import gelu_tanh, split_heads
+from infu.hooks import NOTHING, Additions
 
+Branch = Callable[[mx.array], mx.array]  # queries (B, H, rows, D / H), float32 -> (B, rows, D)
 NORM_EPS = 1e-6  # of every norm in this network; MLX's own defaults are 1e-5
 TIME_WIDTH = 256  # sinusoids of a timestep or guidance, 128 frequencies
 ROPE_THETA = 10_000
@@ -84,22 +86,27 @@ class DiT(nn.Module):
         self.norm_out = Modulation(D, 2)
         self.proj_out = nn.Linear(D, config.in_channels)
 
-    def __call__(
-        self, latents: mx.array, constants: Constants, residuals: Residuals | None = None
-    ) -> mx.array:
-        """latents (B, L, 64) in the weights' dtype, `constants` of this step -> velocity (B, L, 64)."""
+    def __call__(self, latents: mx.array, constants: Constants, additions: Additions = NOTHING) -> mx.array:
+        """latents (B, L, 64) in the weights' dtype, `constants` of this step -> velocity (B, L, 64).
+        A branch gets queries (B, H, rows, D / H), float32."""
         img, txt, rope = self.x_embedder(latents), constants.txt, constants.rope
         if constants.control is not None:
             img = img + constants.control
+        depth = len(self.transformer_blocks)
+        doubles = [residuals.doubles for residuals in additions.residuals if residuals.doubles]
         for i, block in enumerate(self.transformer_blocks):
-            img, txt = block(img, txt, *constants.doubles[i], rope)
-            if residuals is not None:
-                img = img + sample_for(residuals.doubles, i, len(self.transformer_blocks))
+            hooks = (additions.at("branches", i), additions.at("after", i))
+            img, txt = block(img, txt, *constants.doubles[i], rope, *hooks)
+            added = [function(img) for function in additions.at("functions", i)]
+            for x in (*added, *(sample_for(samples, i, depth) for samples in doubles)):
+                img = img + x
         x, T = mx.concatenate([txt, img], axis=1), txt.shape[1]  # (B, T + L, D)
+        singles = [residuals.singles for residuals in additions.residuals if residuals.singles]
         for i, block in enumerate(self.single_transformer_blocks):
-            x = block(x, constants.singles[i], rope)
-            if residuals is not None:
-                x[:, T:] += sample_for(residuals.singles, i, len(self.single_transformer_blocks))
+            x = block(x, constants.singles[i], rope, additions.at("branches", depth + i))
+            added = [function(x[:, T:]) for function in additions.at("functions", depth + i)]
+            for y in (*added, *(sample_for(s, i, len(self.single_transformer_blocks)) for s in singles)):
+                x[:, T:] += y
         scale, shift = mx.split(constants.out, 2, axis=-1)
         return self.proj_out(modulated_norm(x[:, T:], shift, scale))
 
@@ -211,16 +218,25 @@ class DoubleBlock(nn.Module):
         self.ff, self.ff_context = FeedForward(D), FeedForward(D)
 
     def __call__(
-        self, img: mx.array, txt: mx.array, img_mod: mx.array, txt_mod: mx.array, rope: mx.array
+        self,
+        img: mx.array,
+        txt: mx.array,
+        img_mod: mx.array,
+        txt_mod: mx.array,
+        rope: mx.array,
+        branches: Sequence[Branch] = (),
+        after: Sequence[Branch] = (),
     ) -> tuple[mx.array, mx.array]:
-        """img (B, L, D), txt (B, T, D) -> both again."""
+        """img (B, L, D), txt (B, T, D) -> both again. The hooks are `Additions`'s, of this block."""
         img_shift, img_scale, img_gate, *img_mlp = mx.split(img_mod, 6, axis=-1)
         txt_shift, txt_scale, txt_gate, *txt_mlp = mx.split(txt_mod, 6, axis=-1)
-        x, c = self.attn(
-            modulated_norm(img, img_shift, img_scale), modulated_norm(txt, txt_shift, txt_scale), rope
-        )
+        x, c = modulated_norm(img, img_shift, img_scale), modulated_norm(txt, txt_shift, txt_scale)
+        x, c, query = self.attn(x, c, rope, branches)
         img, txt = img + img_gate * x, txt + txt_gate * c
-        return feed(self.ff, img, *img_mlp), feed(self.ff_context, txt, *txt_mlp)
+        img = feed(self.ff, img, *img_mlp)
+        for branch in after:
+            img = img + branch(query)
+        return img, feed(self.ff_context, txt, *txt_mlp)
 
 
 def feed(ff: nn.Module, x: mx.array, shift: mx.array, scale: mx.array, gate: mx.array) -> mx.array:
@@ -241,7 +257,10 @@ class JointAttention(nn.Module):
         self.to_out = [nn.Linear(D, D)]
         self.to_add_out = nn.Linear(D, D)
 
-    def __call__(self, img: mx.array, txt: mx.array, rope: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(
+        self, img: mx.array, txt: mx.array, rope: mx.array, branches: Sequence[Branch]
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """img (B, L, D), txt (B, T, D) -> both again, and the image's queries before RoPE."""
         T, H = txt.shape[1], self.num_heads
         img_q, img_k = (
             normed_heads(self.norm_q, self.to_q(img), H),
@@ -253,7 +272,10 @@ class JointAttention(nn.Module):
         k = mx.concatenate([txt_k, img_k], axis=2)
         v = split_heads(mx.concatenate([self.add_v_proj(txt), self.to_v(img)], axis=1), H)
         x = attention(q, k, v, rope)  # (B, T + L, D)
-        return self.to_out[0](x[:, T:]), self.to_add_out(x[:, :T])
+        own = x[:, T:]
+        for branch in branches:
+            own = own + branch(img_q)
+        return self.to_out[0](own), self.to_add_out(x[:, :T]), img_q
 
 
 class FeedForward(nn.Module):
@@ -285,11 +307,15 @@ class SingleBlock(nn.Module):
         self.proj_mlp = nn.Linear(D, 4 * D)
         self.proj_out = nn.Linear(5 * D, D)
 
-    def __call__(self, x: mx.array, modulation: mx.array, rope: mx.array) -> mx.array:
+    def __call__(
+        self, x: mx.array, modulation: mx.array, rope: mx.array, branches: Sequence[Branch] = ()
+    ) -> mx.array:
         """x (B, T + L, D), text first -> the same again."""
         shift, scale, gate = mx.split(modulation, 3, axis=-1)
         y = modulated_norm(x, shift, scale)
-        y = mx.concatenate([self.attn(y, rope), gelu_tanh(self.proj_mlp(y))], axis=-1)  # (B, T + L, 5 D)
+        y = mx.concatenate(
+            [self.attn(y, rope, branches), gelu_tanh(self.proj_mlp(y))], axis=-1
+        )  # (B, T + L, 5 D)
         return x + gate * self.proj_out(y)
 
 
@@ -301,10 +327,13 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = nn.RMSNorm(d, eps=NORM_EPS), nn.RMSNorm(d, eps=NORM_EPS)
         self.to_q, self.to_k, self.to_v = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
 
-    def __call__(self, x: mx.array, rope: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, rope: mx.array, branches: Sequence[Branch]) -> mx.array:
         H = self.num_heads
         q, k = normed_heads(self.norm_q, self.to_q(x), H), normed_heads(self.norm_k, self.to_k(x), H)
-        return attention(q, k, split_heads(self.to_v(x), H), rope)
+        y = attention(q, k, split_heads(self.to_v(x), H), rope)
+        for branch in branches:
+            y = y + branch(q)
+        return y
 
 
 def normed_heads(norm: nn.Module, x: mx.array, num_heads: int) -> mx.array:

@@ -17,9 +17,10 @@ from backends.pytorch.lora import Branches, embed_controls
 from backends.pytorch.resident import Resident
 from infu.cache import digest
 from infu.errors import InvalidRequest, NotEnoughMemory
+from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.request import Lora
+from infu.plugins import Lora, Plugin
 from infu.weights.changes import ControlPicture
 from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile
 
@@ -205,10 +206,16 @@ class PytorchBackend(Backend):
 
     @on_device
     def velocity(
-        self, base: dit.Constants, step: int, latents: Tensor, residuals: dit.Residuals | None = None
+        self, base: dit.Constants, step: int, latents: Tensor, additions: Additions = NOTHING
     ) -> Tensor:
         network = self._branches[TRANSFORMER].attach(self._dit.arrive())
-        return dit.velocity(network, base, step, latents.to(self._dtype), residuals).float()
+        return dit.velocity(network, base, step, latents.to(self._dtype), additions).float()
+
+    @on_device
+    def make_runner(self, plugin: Plugin, run: Run) -> Runner:
+        raise InvalidRequest(f"This version has no {type(plugin).__name__}. Leave it out.")
+
+    gather = on_device(Backend.gather)
 
     @on_device
     def decode(self, latents: Tensor, width: int, height: int) -> np.ndarray:
@@ -241,6 +248,8 @@ class PytorchBackend(Backend):
                 branches.detach()
             self._branches, self._text_loras = self._make_branches(()), ()
             self._rest_denoiser()
+            if self.offload:
+                self.drop_networks()
 
     def _make_branches(self, files: Sequence[tuple[LoraFile, float]]) -> dict[str, Branches]:
         """For each network that a LoRA may change, its branches."""

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from infu.hooks import NOTHING, Additions
+
 EACH = (
     slice(None),
     None,
@@ -31,6 +33,7 @@ class Modulation:
     gate: Tensor | None
 
 
+Branch = Callable[[Tensor], Tensor]  # queries (B, rows, H, D / H) -> (B, rows, D)
 Pair = tuple[Modulation, Modulation]  # of a block's attention and of its MLP
 
 
@@ -112,52 +115,46 @@ def make_rope(network: nn.Module, num_text: int, width: int, height: int, device
     return cos[:, None, ::2].contiguous(), sin[:, None, ::2].contiguous()
 
 
-# What a block's attention gets besides: its normalised queries before RoPE (B, rows, H, d), the image's in a
-# double block, text and image in a single one -> what is added to the attention's output (B, rows, D) before
-# `to_out`, in a single block before the MLP joins it.
-Branch = Callable[[Tensor], Tensor]
-
-
 def velocity(
-    dit: nn.Module,
-    constants: Constants,
-    step: int,
-    latents: Tensor,
-    residuals: Residuals | None,
-    branches: Sequence[Branch] | None = None,
+    dit: nn.Module, constants: Constants, step: int, latents: Tensor, additions: Additions = NOTHING
 ) -> Tensor:
     """latents (1, L, 64) in the network's dtype -> velocity (1, L, 64). A batch of B with `EACH` as step.
-    `branches`: one for each block, the double ones first."""
-    depth = len(dit.transformer_blocks)
+    A branch gets queries (B, rows, H, D / H)."""
+    blocks, depth = dit.transformer_blocks, len(dit.transformer_blocks)
     img, txt = dit.x_embedder(latents), constants.text
     if constants.control is not None:
         img = img + constants.control
-    for i, block in enumerate(dit.transformer_blocks):
-        branch = None if branches is None else branches[i]
+    doubles = [residuals.doubles for residuals in additions.residuals if residuals.doubles]
+    for i, block in enumerate(blocks):
+        hooks = {"branches": additions.at("branches", i), "after": additions.at("after", i)}
         img, txt = run(
-            dit, double_block, block, img, txt, constants.doubles[i], step, constants.rope, branch=branch
+            dit, double_block, block, img, txt, constants.doubles[i], step, constants.rope, **hooks
         )
-        if residuals is not None:
-            img = img + sample_for(residuals.doubles, i, depth)
+        added = [function(img) for function in additions.at("functions", i)]
+        for x in (*added, *(sample_for(samples, i, depth) for samples in doubles)):
+            img = img + x
     x, T = torch.cat([txt, img], dim=1), txt.shape[1]  # (1, T + L, D)
+    singles = [residuals.singles for residuals in additions.residuals if residuals.singles]
     for i, block in enumerate(dit.single_transformer_blocks):
-        branch = None if branches is None else branches[depth + i]
-        x = run(dit, single_block, block, x, constants.singles[i], step, constants.rope, branch=branch)
-        if residuals is not None:
-            x[:, T:] += sample_for(residuals.singles, i, len(dit.single_transformer_blocks))
+        hooks = {"branches": additions.at("branches", depth + i)}
+        x = run(dit, single_block, block, x, constants.singles[i], step, constants.rope, **hooks)
+        added = [function(x[:, T:]) for function in additions.at("functions", depth + i)]
+        for y in (*added, *(sample_for(s, i, len(dit.single_transformer_blocks)) for s in singles)):
+            x[:, T:] += y
     return dit.proj_out(norm(x[:, T:], constants.out, step))
 
 
-def run(network: nn.Module, block_kind: Callable, *inputs, branch: Branch | None = None):
+def run(network: nn.Module, block_kind: Callable, *inputs, **hooks: Sequence[Callable]):
     """One block. Where gradients are wanted and `network.enable_gradient_checkpointing()` was called, what it
     computes is dropped and computed again on the way back. `ahead`, where the network has it, is its compiled
-    blocks (ahead.py), which know no branch."""
-    if branch is not None:
-        block_kind = partial(block_kind, branch=branch)
+    blocks (ahead.py), which know no hooks."""
+    hooked = any(hooks.values())
+    if hooked:
+        block_kind = partial(block_kind, **hooks)
     if network.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(block_kind, *inputs, use_reentrant=False)
     ahead = getattr(network, "ahead", None)
-    return block_kind(*inputs) if ahead is None or branch is not None else ahead[0].run(block_kind, *inputs)
+    return block_kind(*inputs) if ahead is None or hooked else ahead[0].run(block_kind, *inputs)
 
 
 def sample_for(samples: Sequence[Tensor], block: int, num_blocks: int) -> Tensor:
@@ -166,9 +163,16 @@ def sample_for(samples: Sequence[Tensor], block: int, num_blocks: int) -> Tensor
 
 
 def double_block(
-    block: nn.Module, img: Tensor, txt: Tensor, modulations, step: int, rope, branch: Branch | None = None
+    block: nn.Module,
+    img: Tensor,
+    txt: Tensor,
+    modulations,
+    step: int,
+    rope,
+    branches: Sequence[Branch] = (),
+    after: Sequence[Branch] = (),
 ) -> tuple[Tensor, Tensor]:
-    """img (1, L, D), txt (1, T, D) -> both again."""
+    """img (1, L, D), txt (1, T, D) -> both again. The hooks are `Additions`'s, of this block."""
     (img_attn, img_mlp), (txt_attn, txt_mlp) = modulations
     attn, T = block.attn, txt.shape[1]
     x, c = norm(img, img_attn, step), norm(txt, txt_attn, step)
@@ -181,24 +185,28 @@ def double_block(
     )
     v = torch.cat([heads(attn, attn.add_v_proj(c)), heads(attn, attn.to_v(x))], dim=1)  # (1, T + L, H, D / H)
     y = attention(q, k, v, rope)  # (1, T + L, D)
-    own = y[:, T:] if branch is None else y[:, T:] + branch(q[:, T:])
+    own, query = y[:, T:], q[:, T:]
+    for branch in branches:
+        own = own + branch(query)
 
     img = torch.addcmul(img, img_attn.gate[step], attn.to_out[0](own))
     img = torch.addcmul(img, img_mlp.gate[step], block.ff(norm(img, img_mlp, step)))
+    for branch in after:
+        img = img + branch(query)
     txt = torch.addcmul(txt, txt_attn.gate[step], attn.to_add_out(y[:, :T]))
     txt = torch.addcmul(txt, txt_mlp.gate[step], block.ff_context(norm(txt, txt_mlp, step)))
     return img, finite_text(txt)
 
 
 def single_block(
-    block: nn.Module, x: Tensor, modulation: Modulation, step: int, rope, branch: Branch | None = None
+    block: nn.Module, x: Tensor, modulation: Modulation, step: int, rope, branches: Sequence[Branch] = ()
 ) -> Tensor:
     """x (1, T + L, D), text first -> the same again."""
     attn = block.attn
     h = norm(x, modulation, step)
     q, k = attn.norm_q(heads(attn, attn.to_q(h))), attn.norm_k(heads(attn, attn.to_k(h)))
     y = attention(q, k, heads(attn, attn.to_v(h)), rope)
-    if branch is not None:
+    for branch in branches:
         y = y + branch(q)
     y = block.proj_out(torch.cat([y, F.gelu(block.proj_mlp(h), approximate="tanh")], dim=-1))
     return finite_text(torch.addcmul(x, modulation.gate[step], y))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.pytorch.dit import EACH, Branch, velocity
+from infu.hooks import Additions
 from infu.training.loss import Batch, FlowLoss
 from infu.whole import write_whole
 
@@ -107,4 +108,5 @@ class AdapterLoss(FlowLoss):
         embedding = batch.embedding.to(self.adapter.image_proj["norm"].weight.dtype)
         branches = self.adapter.branches(embedding, base.config.num_attention_heads, 1.0)
         constants = self.make_base_constants(batch, times)
-        return velocity(base, constants, EACH, noisy.to(base.dtype), None, branches)
+        additions = Additions(branches=(dict(enumerate(branches)),))
+        return velocity(base, constants, EACH, noisy.to(base.dtype), additions)

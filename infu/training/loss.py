@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from backends.pytorch.dit import EACH, Constants, make_constants, velocity
 from backends.pytorch.infusenet import infuse
+from infu.hooks import Additions
 
 BINS = 10  # of t, in which the loss is logged too: a mean over t hides what happens at either end
 
@@ -116,4 +117,5 @@ class InfuseLoss(FlowLoss):
         )
         residuals = infuse(side, constants, EACH, noisy.to(side.dtype), batch.control.to(side.dtype), 1.0)
         constants = self.make_base_constants(batch, times)
-        return velocity(base, constants, EACH, noisy.to(base.dtype), residuals.to(base.dtype))
+        additions = Additions(residuals=(residuals.to(base.dtype),))
+        return velocity(base, constants, EACH, noisy.to(base.dtype), additions)

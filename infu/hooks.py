@@ -1,0 +1,89 @@
+"""The hooks through which a network beside the DiT adds to it: InfuseNet, ControlNets, IP-Adapters, PuLID,
+OminiControl. (The fourth, weight deltas of a LoRA, is in infu/weights/lora.py.)
+
+Arrays and what computes with them are the backend's own. B batch, L image tokens, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backends.base import Array, Text
+
+
+@dataclass(frozen=True, eq=False)
+class Additions:
+    """What is added to the DiT in one step of one pass: each field is a hook and holds an entry per network
+    that adds there. Within a hook they are summed, so their order means nothing.
+
+    `residuals`: a backend's `dit.Residuals`, to the image tokens after each block, spread over the blocks by
+    `dit.sample_for` (a network with another rule gives as many samples as the base has blocks).
+    The others are functions by the number of the block, the double ones counted first:
+    `branches`: the block's queries after their norm and before RoPE (the image's in a double block, text and
+    image in a single one; laid out as `dit.py` says) -> (B, rows, D), to the attention's output before
+    `to_out`, in a single block before the MLP joins it (InstantX's IP-Adapter).
+    `after`: the same of a double block, to its image tokens after the MLP (XLabs' IP-Adapter).
+    `functions`: the image tokens (B, L, D) as the block left them -> (B, L, D), to these tokens (PuLID).
+    `conditions`: further image tokens with their own positions and time (OminiControl).
+    """
+
+    residuals: tuple[Any, ...] = ()
+    branches: tuple[Mapping[int, Callable[[Array], Array]], ...] = ()
+    after: tuple[Mapping[int, Callable[[Array], Array]], ...] = ()
+    functions: tuple[Mapping[int, Callable[[Array], Array]], ...] = ()
+    conditions: tuple[Any, ...] = ()
+
+    def at(self, hook: str, block: int) -> list[Callable[[Array], Array]]:
+        """The functions of one hook at one block."""
+        return [functions[block] for functions in getattr(self, hook) if block in functions]
+
+    @property
+    def computes(self) -> bool:
+        """Whether it holds more than residuals: then there is no compiled step."""
+        return bool(self.branches or self.after or self.functions or self.conditions)
+
+
+NOTHING = Additions()
+
+
+def total(parts: Iterable[Additions]) -> Additions:
+    """What several networks add, together."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
+    return Additions(*(sum((getattr(part, f.name) for part in parts), ()) for f in fields(Additions)))
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the pictures of one request share, for those who make a `Runner` of it. `width`, `height`: the
+    run's, multiples of 16; `sigmas`: N + 1 floats, 1 -> 0; `negative` is None where there is no negative
+    pass."""
+
+    sigmas: Sequence[float]
+    width: int
+    height: int
+    text: Text
+    negative: Text | None
+    guidance_scale: float
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.sigmas) - 1
+
+
+class Runner(ABC):
+    """One network beside the DiT, ready to run: what is constant over a request is computed when it is made.
+    It is asked in every step, for the negative pass after the positive one, so it may keep in between what
+    both passes take (diffusers' ControlNets); it keeps nothing from one step or picture to the next."""
+
+    notes: tuple[str, ...] = ()  # what the user should know
+
+    @abstractmethod
+    def add(self, step: int, latents: Array, negative: bool) -> Additions:
+        """What this step adds to that pass; `NOTHING` outside a window, or where a rule says so (InfuseNet
+        adds nothing to the negative pass). `latents`: (1, L, 64)."""

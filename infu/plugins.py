@@ -1,0 +1,258 @@
+"""The plug-ins of a request: values that say which file, how strongly and in which steps. Checked here.
+
+A picture among them is a photograph in any form that `id_image` takes. Each has `counts` (False: it is as if
+absent, its file is not even read) and `settings()`, itself as JSON values without pictures, faces or folders.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from infu.checks import (
+    check_array,
+    check_integer,
+    check_list,
+    check_number,
+    check_person,
+    check_window,
+    shown,
+)
+from infu.errors import InvalidRequest
+
+MAX_DELTA = 4096  # tokens of 16 pixels that an object's picture may be moved by
+
+
+def picture() -> Any:
+    """A field for a picture or an array: it is neither printed nor compared."""
+    return field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA on the base model. `path`: a safetensors file; `scale` may be 0 (as if absent) or negative.
+    `image`: what a control LoRA follows (its edges or depth, as the LoRA was made for), cut to the output's
+    shape about its middle.
+
+    Raises `InvalidRequest` when `path` is no path, or `scale` not a number from -10 to 10.
+    """
+
+    path: str | Path
+    scale: float = 1.0
+    image: Any = field(default=None, repr=False, hash=False)
+
+    def __post_init__(self):
+        check_path("A LoRA", self.path)
+        check_number("LoRA scale", self.scale, -10.0, 10.0)
+
+    @property
+    def counts(self) -> bool:
+        return self.scale != 0
+
+    def settings(self) -> dict[str, Any]:
+        photo = {} if self.image is None else {"control_photo": True}
+        return {"lora": Path(self.path).name, "scale": self.scale} | photo
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A ControlNet beside InfuseNet. `path`: a diffusers folder, or a file; `image`: the hint, as the network
+    was made for (edges, depth, a drawn pose). It runs in step i of N when i / N >= start and (i + 1) / N <=
+    end. `mode`: which kind of hint it is, by name or number, for a network that knows several (Union).
+
+    Raises `InvalidRequest` for values out of range.
+    """
+
+    path: str | Path
+    image: Any = picture()
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: str | int | None = None
+
+    def __post_init__(self):
+        check_path("A ControlNet", self.path)
+        check_number("ControlNet scale", self.scale, -10.0, 10.0)
+        check_window("ControlNet ", "start", "end", self)
+        if self.image is None:
+            raise InvalidRequest("A ControlNet follows a picture: give it as image.")
+
+    @property
+    def counts(self) -> bool:
+        return self.scale != 0
+
+    def settings(self) -> dict[str, Any]:
+        return told(self, controlnet=self.path) | {"mode": self.mode}
+
+
+@dataclass(frozen=True)
+class IPAdapter:
+    """A picture as a prompt: an IP-Adapter of XLabs (style) or InstantX. `image`: a picture, or a list of
+    several, whose tokens share one attention; `image_encoder`: the folder of the CLIP or SigLIP that the
+    adapter was trained with. Instead of pictures `image_embeds`: that encoder's vectors, (E,) or (k, E).
+    It works in step i of N when start <= i / N <= end, in a negative pass at `negative_scale` and with the
+    vector that the adapter was trained for there (XLabs: a black picture's; `negative_image_embeds` gives it
+    where there is no encoder).
+
+    Raises `InvalidRequest` for values out of range, without a picture, or with one and no encoder.
+    """
+
+    path: str | Path
+    image: Any = picture()
+    scale: float = 1.0
+    negative_scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    image_encoder: str | Path | None = None
+    image_embeds: np.ndarray | None = picture()
+    negative_image_embeds: np.ndarray | None = picture()
+
+    def __post_init__(self):
+        check_path("An IP-Adapter", self.path)
+        check_number("IPAdapter scale", self.scale, -10.0, 10.0)
+        check_number("IPAdapter negative_scale", self.negative_scale, -10.0, 10.0)
+        check_window("IPAdapter ", "start", "end", self)
+        if (len(self.images) > 0) == (self.image_embeds is not None):
+            raise InvalidRequest("An IP-Adapter takes a picture: give either image or image_embeds.")
+        if self.image_encoder is None and self.images:
+            raise InvalidRequest(
+                "An IP-Adapter sees its picture through CLIP (XLabs) or SigLIP (InstantX): "
+                "give that model's folder as image_encoder."
+            )
+        for name in ("image_embeds", "negative_image_embeds"):
+            if (vectors := getattr(self, name)) is not None:
+                width = np.shape(vectors)[-1] if np.ndim(vectors) in (1, 2) else -1
+                object.__setattr__(self, name, check_array(name, vectors, (-1, width)))
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        if self.image is None:
+            return ()
+        return check_list("image", self.image) if isinstance(self.image, list | tuple) else (self.image,)
+
+    @property
+    def counts(self) -> bool:
+        return self.scale != 0
+
+    def settings(self) -> dict[str, Any]:
+        return told(self, ip_adapter=self.path) | {"negative_scale": self.negative_scale}
+
+
+@dataclass(frozen=True)
+class PuLID:
+    """PuLID-FLUX: identity by cross-attention, to compare with InfU or beside it. `image`: a photograph of a
+    face; `encoders`: the folder of the networks that look at it (EVA-CLIP, face parser, recogniser). Instead
+    of both `id_tokens` (Q, W), and `uncond_id_tokens` (Q, W) for a negative pass. It works from step
+    `start_step` on.
+
+    Raises `InvalidRequest` for values out of range, or without a face.
+    """
+
+    path: str | Path
+    image: Any = picture()
+    id_weight: float = 1.0
+    start_step: int = 0
+    encoders: str | Path | None = None
+    id_tokens: np.ndarray | None = picture()
+    uncond_id_tokens: np.ndarray | None = picture()
+
+    def __post_init__(self):
+        check_path("PuLID", self.path)
+        check_number("PuLID id_weight", self.id_weight, 0.0, 10.0)
+        check_integer("PuLID start_step", self.start_step, 0, 200)
+        if (self.image is None) == (self.id_tokens is None):
+            raise InvalidRequest("PuLID takes a face: give either image or id_tokens.")
+
+    @property
+    def counts(self) -> bool:
+        return self.id_weight != 0
+
+    def settings(self) -> dict[str, Any]:
+        return {"pulid": Path(self.path).name, "id_weight": self.id_weight, "start_step": self.start_step}
+
+
+@dataclass(frozen=True)
+class OminiControl:
+    """A subject or a spatial condition as more image tokens. `path`: the adapter's LoRA; `image`: the picture
+    it looks at; `position_delta`: rows and columns, in tokens of 16 pixels, by which the picture lies beside
+    the one that is made; `independent`: it sees only itself, so its keys and values are computed once.
+
+    Raises `InvalidRequest` for values out of range, or without a picture.
+    """
+
+    path: str | Path
+    image: Any = picture()
+    position_delta: tuple[int, int] = (0, 0)
+    independent: bool = False
+
+    def __post_init__(self):
+        check_path("OminiControl", self.path)
+        if self.image is None:
+            raise InvalidRequest("OminiControl looks at a picture: give it as image.")
+        delta = check_list("position_delta", self.position_delta)
+        if len(delta) != 2:
+            raise InvalidRequest(f"position_delta is rows and columns, not {shown(self.position_delta)}.")
+        delta = tuple(check_integer("position_delta", tokens, -MAX_DELTA, MAX_DELTA) for tokens in delta)
+        object.__setattr__(self, "position_delta", delta)
+
+    @property
+    def counts(self) -> bool:
+        return True
+
+    def settings(self) -> dict[str, Any]:
+        values = {"position_delta": list(self.position_delta), "independent": self.independent}
+        return {"ominicontrol": Path(self.path).name} | values
+
+
+@dataclass(frozen=True)
+class Person:
+    """One more person in the picture: a face as the request's own, and where it may be. `mask`: 0 to 1,
+    (H, W) of any size, or a grey picture; 1 where this person's InfuseNet works.
+
+    Raises `InvalidRequest` for values out of range, without a mask or a face.
+    """
+
+    mask: Any = picture()
+    id_image: Any = picture()
+    id_images: Sequence[Any] = field(default=(), repr=False, compare=False)
+    id_faces: Sequence[int] = ()
+    id_embedding: np.ndarray | None = picture()
+    control_image: Any = picture()
+    control_keypoints: np.ndarray | None = picture()
+    pose: str | None = None
+    scale: float = 1.0
+
+    def __post_init__(self):
+        check_number("Person scale", self.scale, 0.0, 10.0)
+        check_person(self)
+        if self.mask is None:
+            raise InvalidRequest("A Person needs a mask: where in the picture that person may be.")
+        if not self.photos and self.id_embedding is None:
+            raise InvalidRequest("A Person needs a face: give id_image, id_images or id_embedding.")
+
+    @property
+    def photos(self) -> tuple[Any, ...]:
+        return tuple(self.id_images) if self.id_image is None else (self.id_image,)
+
+    @property
+    def counts(self) -> bool:
+        return self.scale != 0
+
+    def settings(self) -> dict[str, Any]:
+        return {"person": True, "scale": self.scale, "pose": self.pose}
+
+
+Plugin: TypeAlias = Lora | ControlNet | IPAdapter | PuLID | OminiControl | Person
+
+
+def check_path(what: str, path: Any) -> None:
+    if not isinstance(path, str | Path):
+        raise InvalidRequest(f"{what} is the path of a file, not {shown(path)}.")
+
+
+def told(plugin: ControlNet | IPAdapter, **file: str | Path) -> dict[str, Any]:
+    """The file under its kind, without its folder, and the strength and window of a plug-in that has them."""
+    named = {kind: Path(path).name for kind, path in file.items()}
+    return named | {name: getattr(plugin, name) for name in ("scale", "start", "end")}
