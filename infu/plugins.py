@@ -128,9 +128,7 @@ class IPAdapter:
 
     @property
     def images(self) -> tuple[Any, ...]:
-        if self.image is None:
-            return ()
-        return check_list("image", self.image) if isinstance(self.image, list | tuple) else (self.image,)
+        return pictures_in(self.image)
 
     @property
     def counts(self) -> bool:
@@ -143,9 +141,9 @@ class IPAdapter:
 @dataclass(frozen=True)
 class PuLID:
     """PuLID-FLUX: identity by cross-attention, to compare with InfU or beside it. `image`: a photograph of a
-    face; `encoders`: the folder of the networks that look at it (EVA-CLIP, face parser, recogniser). Instead
-    of both `id_tokens` (Q, W), and `uncond_id_tokens` (Q, W) for a negative pass. It works from step
-    `start_step` on.
+    face, or a list of several of one person; `encoders`: the folder of the networks that look at it (None:
+    where `python -m infu download --pulid` puts them). Instead of both `id_tokens` (Q, W), and with a
+    negative prompt `uncond_id_tokens` (Q, W). It works from step `start_step` on, counted from 0.
 
     Raises `InvalidRequest` for values out of range, or without a face.
     """
@@ -162,8 +160,17 @@ class PuLID:
         check_path("PuLID", self.path)
         check_number("PuLID id_weight", self.id_weight, 0.0, 10.0)
         check_integer("PuLID start_step", self.start_step, 0, 200)
-        if (self.image is None) == (self.id_tokens is None):
+        if (len(self.photos) > 0) == (self.id_tokens is not None):
             raise InvalidRequest("PuLID takes a face: give either image or id_tokens.")
+        for name in ("id_tokens", "uncond_id_tokens"):
+            if (tokens := getattr(self, name)) is not None:
+                if np.ndim(tokens) not in (2, 3) or np.size(tokens) == 0:
+                    raise InvalidRequest(f"{name} must be rows of numbers, one row for each token.")
+                object.__setattr__(self, name, check_array(name, tokens, (-1, np.shape(tokens)[-1])))
+
+    @property
+    def photos(self) -> tuple[Any, ...]:
+        return pictures_in(self.image)
 
     @property
     def counts(self) -> bool:
@@ -250,6 +257,13 @@ Plugin: TypeAlias = Lora | ControlNet | IPAdapter | PuLID | OminiControl | Perso
 def check_path(what: str, path: Any) -> None:
     if not isinstance(path, str | Path):
         raise InvalidRequest(f"{what} is the path of a file, not {shown(path)}.")
+
+
+def pictures_in(image: Any) -> tuple[Any, ...]:
+    """None, a picture or a list of several -> these."""
+    if image is None:
+        return ()
+    return check_list("image", image) if isinstance(image, list | tuple) else (image,)
 
 
 def told(plugin: ControlNet | IPAdapter, **file: str | Path) -> dict[str, Any]:

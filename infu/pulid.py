@@ -1,132 +1,104 @@
-"""A photograph of a face -> what PuLID-FLUX's networks take of it, to the pixel as released.
+"""PuLID-FLUX beside the DiT: which blocks its cross-attentions follow, in which steps, and with whose tokens.
 
-Follows ToTheBeginning/PuLID `pulid/pipeline_flux.py` (`get_id_embedding`): antelopev2 says whose face it is,
-facexlib's RetinaFace aligns a crop, its BiSeNet tells the face from what is round it.
+Follows ToTheBeginning/PuLID `flux/{model,sampling}.py`. The networks are each backend's own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
-from PIL import Image
 
-from infu.detectors import load_detector, open_session
-from infu.errors import MissingFile, NoFaceError
-from infu.face import align as align_for_recogniser
-from infu.face import order_faces
-from infu.parsing import parse_face
-from infu.recognisers import Recogniser
-from infu.retinaface import find_by_retinaface
-from infu.weights.pulid import EVA
+from infu.cache import digest, identify
+from infu.errors import InvalidRequest
+from infu.hooks import NOTHING, Additions, Run, Runner
+from infu.images import read_photo
+from infu.plugins import PuLID
+from infu.pulid_photo import Encoders, find_encoders, look_at
+from infu.weights.lora import TRANSFORMER
+from infu.weights.pulid import EvaFile, read_eva, read_pulid
 
-LONGEST = 1024  # pixels of a photograph's longer side
-DETECTOR_SIZE, THRESHOLD = 640, 0.97  # antelopev2's canvas; the score that RetinaFace's faces need
-CROP = 512
-TEMPLATE = np.array(  # where the five points lie in the crop (facexlib `utils/face_restoration_helper.py`)
-    [[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043],
-     [313.08905, 371.15118]]
-)  # fmt: skip
-BEYOND = (132, 133, 135)  # RGB of the crop outside the photograph
-NOT_FACE = (0, 7, 8, 9, 14, 15, 16, 18)  # labels: all but skin, features, glasses and hair
-LUMA = np.float32((0.299, 0.587, 0.114))
-MEAN = np.float32((0.48145466, 0.4578275, 0.40821073))  # CLIP's
-DEVIATION = np.float32((0.26862954, 0.26130258, 0.27577711))
-RECOGNISER, ALIGNER, PARSER = "glintr100.onnx", "detection_Resnet50_Final.pth", "parsing_bisenet.pth"
-DETECTOR = "scrfd_10g_bnkps.onnx"
+if TYPE_CHECKING:
+    from backends.base import Array, Backend
 
 
-@dataclass(frozen=True)
-class Encoders:
-    """The files that look at a photograph: EVA02-CLIP, antelopev2's detector and recogniser, facexlib's
-    RetinaFace (which aligns) and BiSeNet (which parses)."""
+class PulidRunner(Runner):
+    """The cross-attentions on one face, `id_weight` times, from `start_step` on; in a negative pass on the
+    tokens that IDFormer makes of nothing."""
 
-    eva: Path
-    detector: Path
-    recogniser: Path
-    aligner: Path
-    parser: Path
+    def __init__(self, plugin: PuLID, backend: Backend, run: Run):
+        """Raises `InfuError` for files and photographs that cannot be used."""
+        self.plugin, self.backend = plugin, backend
+        self.file = backend.network("pulid", plugin.path, lambda: read_pulid(Path(plugin.path)))
+        self._blocks = self.file.find_blocks(backend.module_shapes[TRANSFORMER])
+        face, nobody = self._read_tokens() if plugin.photos == () else self._look()
+        if run.negative is not None and nobody is None:
+            raise InvalidRequest(
+                "A negative prompt needs PuLID's tokens of nobody beside those of the face: give "
+                "uncond_id_tokens with id_tokens."
+            )
+        attentions = backend.network("pulid attentions", plugin.path, self.load_attentions)
+        self._towards = self._make_functions(attentions, face)
+        self._away = None if run.negative is None else self._make_functions(attentions, nobody)
 
+    def add(self, step: int, latents: Array, negative: bool) -> Additions:
+        if step < self.plugin.start_step:
+            return NOTHING
+        return Additions(functions=(self._away if negative else self._towards,))
 
-ENCODER_FILES = Encoders(EVA, DETECTOR, RECOGNISER, ALIGNER, PARSER)  # their usual names
+    def _make_functions(self, attentions: Sequence[Any], tokens: Array) -> dict[int, Callable]:
+        functions = (self.make_function(attention, tokens) for attention in attentions)
+        return dict(zip(self._blocks, functions, strict=True))
 
+    def _read_tokens(self) -> tuple[Array, Array | None]:
+        """The request's own tokens (1, Q, W): of the face, and of nobody where they are given."""
+        given = (self.plugin.id_tokens, self.plugin.uncond_id_tokens)
+        for name, tokens in zip(("id_tokens", "uncond_id_tokens"), given, strict=True):
+            if tokens is not None and tokens.shape[1] != self.file.token_width:
+                raise InvalidRequest(
+                    f"{name} are rows of {tokens.shape[1]} numbers; {self.file.name} reads rows of "
+                    f"{self.file.token_width}."
+                )
+        return tuple(tokens if tokens is None else self.backend.array(tokens[None]) for tokens in given)
 
-def find_encoders(places: Sequence[Path]) -> Encoders:
-    """The files in these folders or in folders inside them. Raises `MissingFile` naming all that lack."""
-    found = {}
-    for role, name in vars(ENCODER_FILES).items():
-        found[role] = next((path for place in places for path in sorted(Path(place).rglob(name))), None)
-    missing = [getattr(ENCODER_FILES, role) for role, path in found.items() if path is None]
-    if missing:
-        raise MissingFile(
-            f"PuLID needs {', '.join(missing)} to look at a photograph. Put them into one folder and give it "
-            "as encoders, or run `python -m infu download --pulid`."
-        )
-    return Encoders(**found)
+    def _look(self) -> tuple[Array, Array]:
+        """The tokens of the photographs' person, and of nobody, kept by what they depend on."""
+        encoders = find_encoders(self.plugin.encoders)
+        photos = [read_photo(photo) for photo in self.plugin.photos]
+        files = (self.plugin.path, *vars(encoders).values())
+        key = (*map(identify, files), *map(digest, photos))
+        return self.backend.cache("pulid", key, lambda: self._encode(photos, encoders))
 
+    def _encode(self, photos: Sequence[np.ndarray], encoders: Encoders) -> tuple[Array, Array]:
+        backend = self.backend
+        eva_file = backend.network("eva", encoders.eva, lambda: read_eva(encoders.eva))
+        vectors, pixels = zip(*(look_at(p, encoders, eva_file.image_size) for p in photos), strict=True)
+        eva = backend.network("eva tower", encoders.eva, lambda: self.load_eva(eva_file))
+        encoder = backend.network("pulid encoder", self.plugin.path, self.load_encoder)
+        return self.encode(encoder, eva, backend.array(np.stack(vectors)), backend.array(np.stack(pixels)))
 
-def look_at(photo: np.ndarray, encoders: Encoders, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 RGB (H, W, 3) -> the recogniser's raw vector (512,), and the picture that EVA02-CLIP takes,
-    float32 (3, size, size). Raises `NoFaceError`."""
-    photo = bounded(photo)
-    crop = align(photo, find_central(photo, encoders.aligner))
-    return embed(photo, crop, encoders), make_input(crop, parse_face(crop, encoders.parser), size)
+    # What each backend does.
 
+    @abstractmethod
+    def load_attentions(self) -> Sequence[Any]:
+        """The cross-attentions of `self.file`, in the order of use."""
 
-def bounded(photo: np.ndarray) -> np.ndarray:
-    height, width = photo.shape[:2]
-    factor = LONGEST / max(height, width)
-    if factor >= 1:
-        return photo
-    return cv2.resize(photo, (int(width * factor), int(height * factor)), interpolation=cv2.INTER_LANCZOS4)
+    @abstractmethod
+    def load_encoder(self) -> Any:
+        """IDFormer of `self.file`."""
 
+    @abstractmethod
+    def load_eva(self, file: EvaFile) -> Any:
+        """EVA02-CLIP's visual tower."""
 
-def find_central(photo: np.ndarray, aligner: Path) -> np.ndarray:
-    """The five points (5, 2) of the face nearest to the middle of the photograph."""
-    faces = find_by_retinaface(photo, aligner, THRESHOLD)
-    if not faces:
-        raise NoFaceError(
-            "PuLID found no face in the photograph. Use one that shows a single face, well lit and seen from "
-            "the front."
-        )
-    middle = np.array(photo.shape[1::-1]) / 2
-    distances = [np.linalg.norm((face.box[:2] + face.box[2:]) / 2 - middle) for face in faces]
-    return faces[int(np.argmin(distances))].keypoints
+    @abstractmethod
+    def encode(self, encoder: Any, eva: Any, vectors: Array, pixels: Array) -> tuple[Array, Array]:
+        """K photographs of one person, vectors (K, 512) and pixels (K, 3, S, S), float32 -> the tokens
+        (1, Q, W) of that person, and of nobody: of zeros in as many rows."""
 
-
-def align(photo: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """The face upright in the middle, uint8 RGB (512, 512, 3)."""
-    return cv2.warpAffine(photo, fit(keypoints), (CROP, CROP), borderValue=BEYOND)
-
-
-def fit(keypoints: np.ndarray) -> np.ndarray:
-    """Rotation, scale and translation (2, 3) that bring the points to the template, outliers left out."""
-    affine, _ = cv2.estimateAffinePartial2D(keypoints, TEMPLATE, method=cv2.LMEDS)
-    if affine is None:
-        raise NoFaceError("The face's points lie on one another. Use another photograph.")
-    return affine
-
-
-def embed(photo: np.ndarray, crop: np.ndarray, encoders: Encoders) -> np.ndarray:
-    """antelopev2's vector of the largest face, of any length; where it finds none, that of the crop."""
-    recogniser = Recogniser(
-        open_session(encoders.recogniser, encoders.recogniser.name),
-        size=512,
-        bgr=False,
-        channels_first=True,
-        scale=127.5,
-    )
-    faces = order_faces(load_detector(encoders.detector)(photo, DETECTOR_SIZE), photo)
-    if faces:
-        return recogniser.embed(align_for_recogniser(photo, faces[0].keypoints))
-    return recogniser.embed(cv2.resize(crop, (112, 112)))
-
-
-def make_input(crop: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
-    """The crop and its labels (512, 512) -> float32 (3, size, size), normalised: the face, grey on white."""
-    grey = crop.astype(np.float32) / 255 @ LUMA
-    face = Image.fromarray(np.where(np.isin(labels, NOT_FACE), np.float32(1), grey))
-    # With antialiasing, as torchvision 0.17 and later do; not clamped: what overshoots white stays.
-    pixels = np.asarray(face.resize((size, size), Image.Resampling.BICUBIC))
-    return (pixels - MEAN[:, None, None]) / DEVIATION[:, None, None]
+    @abstractmethod
+    def make_function(self, attention: Any, tokens: Array) -> Callable[[Array], Array]:
+        """Image tokens (B, L, D) -> what one cross-attention on identity tokens (1, Q, W) adds to them."""

@@ -1,19 +1,37 @@
 """PuLID's way from a photograph to its networks' input is the released one (tests/golden/pulid/README.md)."""
 
+import dataclasses
 import json
+import shutil
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from golden import GOLDEN
 from PIL import Image
 
-from infu import parsing, retinaface
+from backends import load_backend
+from infu import GenerationRequest, PuLID, generate, parsing, retinaface
 from infu.detectors import open_session
 from infu.errors import BrokenFile, MissingFile, NoFaceError
-from infu.pulid import align, bounded, find_encoders, fit, make_input
+from infu.pulid_photo import (
+    ALIGNER,
+    PARSER,
+    RECOGNISER,
+    align,
+    bounded,
+    find_central,
+    find_encoders,
+    fit,
+    make_input,
+)
 
 FIXTURE = GOLDEN / "pulid"
+CHECKPOINT = FIXTURE / "checkpoint" / "pulid_flux_v0.9.1.safetensors"
 PREPROCESS, FACEXLIB = FIXTURE / "preprocess", FIXTURE / "facexlib"
 # Pillow adds up a pixel's neighbours in another order than torch; a step of 8 bits is 1.5e-2.
 RESIZED = {"rtol": 0, "atol": 5e-5}
@@ -118,7 +136,7 @@ def test_all_missing_encoders_are_named_at_once(tmp_path):
     (tmp_path / "antelopev2").mkdir()
     (tmp_path / "antelopev2" / "glintr100.onnx").write_bytes(b"")
     with pytest.raises(MissingFile) as missing:
-        find_encoders([tmp_path])
+        find_encoders(tmp_path)
     assert "glintr100" not in str(missing.value)
     for name in ("EVA02_CLIP_L_336_psz14_s6B.pt", "scrfd_10g_bnkps.onnx", "parsing_bisenet.pth"):
         assert name in str(missing.value)
@@ -127,3 +145,77 @@ def test_all_missing_encoders_are_named_at_once(tmp_path):
 def test_points_on_one_another_are_no_face():
     with pytest.raises(NoFaceError, match="another photograph"):
         fit(np.full((5, 2), 50, np.float32))
+
+
+def save_torch(weights: dict[str, np.ndarray], path: Path) -> None:
+    torch.save({name: torch.from_numpy(value) for name, value in weights.items()}, path)
+
+
+def make_recogniser(path: Path) -> None:
+    """In glintr100's place: 512 numbers of (1, 3, 112, 112), each a mean of some of the pixels."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    matrix = np.random.default_rng(0).standard_normal((3 * 14 * 14, 512)).astype(np.float32)
+    nodes = [
+        node("AveragePool", ["input.1"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        node("Flatten", ["pooled"], ["flat"]),
+        node("MatMul", ["flat", "matrix"], ["1333"]),
+    ]
+    ends = (
+        value("input.1", onnx.TensorProto.FLOAT, [1, 3, 112, 112]),
+        value("1333", onnx.TensorProto.FLOAT, [1, 512]),
+    )
+    graph = onnx.helper.make_graph(
+        nodes, "recogniser", ends[:1], ends[1:], [onnx.numpy_helper.from_array(matrix, "matrix")]
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    path.write_bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory) -> Iterator[Path]:
+    """A folder of everything that looks at a photograph: real layouts, weights that know nothing; RetinaFace
+    sees a face wherever its network is a little surer than elsewhere."""
+    folder = tmp_path_factory.mktemp("encoders")
+    shutil.copytree(FIXTURE / "eva", folder / "eva")
+    shutil.copytree(GOLDEN / "scrfd" / "antelopev2", folder / "antelopev2")
+    make_recogniser(folder / "antelopev2" / RECOGNISER)
+    save_torch(make_weights("bisenet"), folder / PARSER)
+    retina = make_weights("retinaface")
+    for level in range(3):
+        retina[f"ClassHead.{level}.conv1x1.bias"] += np.float32([0, 5, 0, 5])
+    save_torch(retina, folder / ALIGNER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INFU_CACHE", str(folder / "cache"))
+        yield folder
+
+
+def test_photograph_becomes_a_picture_on_both_backends(encoders):
+    """From the photograph to the latents, and the second request of the same face looks at nothing again."""
+    plugin = PuLID(CHECKPOINT, image=PREPROCESS / "source.png", encoders=encoders)
+    request = GenerationRequest(
+        "A man", width=64, height=80, num_steps=2, seed=1, max_sequence_length=16, plugins=[plugin],
+        negative_prompt="blurry", true_cfg_scale=2.0,
+    )  # fmt: skip
+    made = {}
+    for name in ("pytorch", "mlx"):
+        backend = load_backend(name, base_model_path=GOLDEN / "base", dtype="float32")
+        made[name] = generate(request, backend).latents
+        others = [generate(request.replace(plugins=[]), backend).latents]
+        backend.drop_networks()
+        np.testing.assert_array_equal(generate(request, backend).latents, made[name])
+        two = dataclasses.replace(plugin, image=[plugin.image, read_picture("aligned")])
+        others.append(generate(request.replace(plugins=[two]), backend).latents)
+        for other in others:
+            assert np.abs(other - made[name]).max() > 0.01
+    # Both look at the same pixels; what float32 loses on the way through 22 blocks of random weights.
+    np.testing.assert_allclose(made["mlx"], made["pytorch"], rtol=0, atol=1e-3)
+
+
+def test_photograph_without_a_face_is_told(encoders):
+    (encoders / "sees nothing").mkdir()
+    blind = make_weights("retinaface")
+    for level in range(3):
+        blind[f"ClassHead.{level}.conv1x1.bias"] -= np.float32([0, 9, 0, 9])
+    save_torch(blind, encoders / "sees nothing" / ALIGNER)
+    with pytest.raises(NoFaceError, match="PuLID found no face"):
+        find_central(read_picture("source"), encoders / "sees nothing" / ALIGNER)

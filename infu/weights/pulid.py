@@ -61,15 +61,22 @@ class PulidFile:
         """The width of the DiT that the cross-attentions were made for."""
         return self.attentions[0]["norm2.weight"].shape[0]
 
-    def check_base(self, num_double: int, num_single: int, width: int) -> None:
-        """Raise `BrokenFile` where the cross-attentions do not fit a DiT of so many blocks of this width."""
-        needed = math.ceil(num_double / self.double_interval) + math.ceil(num_single / self.single_interval)
-        if (len(self.attentions), self.image_width) != (needed, width):
+    def find_blocks(self, modules: Shapes) -> list[int]:
+        """The blocks that a cross-attention follows, the double ones counted first. `modules`: shapes of a
+        DiT's weights by module. Raises `BrokenFile` where the cross-attentions do not fit."""
+        num_double, num_single = (
+            count_layers(modules, f"{kind}transformer_blocks") for kind in ("", "single_")
+        )
+        singles = range(0, num_single, self.single_interval)
+        blocks = [*range(0, num_double, self.double_interval), *(num_double + i for i in singles)]
+        width = modules["x_embedder"][0]
+        if (len(self.attentions), self.image_width) != (len(blocks), width):
             raise BrokenFile(
                 f"{self.name} was made for another base model: it has {len(self.attentions)} "
-                f"cross-attentions of width {self.image_width}, and the loaded one takes {needed} of width "
-                f"{width}. Use it with FLUX.1-dev or a fine-tune of it."
+                f"cross-attentions of width {self.image_width}, and the loaded one takes {len(blocks)} of "
+                f"width {width}. Use it with FLUX.1-dev or a fine-tune of it."
             )
+        return blocks
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ Follows ToTheBeginning/PuLID `pulid/encoders_transformer.py`; module attributes 
 B batch, V tokens of the image encoder, Q identity tokens, L image tokens, D width.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import mlx.core as mx
@@ -12,7 +13,8 @@ import mlx.nn as nn
 from backends.mlx.load import load_by_shapes
 from backends.mlx.plugins.eva import EvaTower
 from backends.mlx.projection import NORM_EPS, Attention, attend, make_feed_forward
-from infu.weights.pulid import EvaFile, PulidFile, Shapes, count_layers
+from infu.pulid import PulidRunner
+from infu.weights.pulid import Arrays, EvaFile, PulidFile, Shapes, count_layers
 
 
 class IdFormer(nn.Module):
@@ -86,16 +88,42 @@ class CrossAttention(nn.Module):
         return self.to_out(attend(self.to_q(self.norm2(img)), *identity, self.head))
 
 
-def load_encoder(file: PulidFile, dtype: mx.Dtype) -> IdFormer:
-    return load_by_shapes(partial(IdFormer, head=file.encoder_head), file.encoder, file.name, dtype)
+def encode_face(
+    encoder: IdFormer, eva: EvaTower, vectors: mx.array, pixels: mx.array
+) -> tuple[mx.array, mx.array]:
+    """As `PulidRunner.encode`."""
+    dtype = encoder.proj_out.dtype
+    states, pooled = eva(pixels.astype(dtype))
+    pooled = pooled / mx.linalg.norm(pooled, axis=-1, keepdims=True)
+    faces = mx.concatenate([vectors.astype(dtype), pooled], axis=-1)[None]  # (1, K, 1280)
+    states = [state.flatten(0, 1)[None] for state in states]  # (1, K V, E)
+    nobody = encoder(mx.zeros_like(faces), [mx.zeros_like(state) for state in states])
+    tokens = encoder(faces, states), nobody
+    mx.eval(tokens)
+    return tokens
 
 
-def load_attentions(file: PulidFile, dtype: mx.Dtype) -> list[CrossAttention]:
-    """In the order of use, those after double blocks first."""
-    build = partial(CrossAttention, head=file.attention_head)
-    return [load_by_shapes(build, tensors, file.name, dtype) for tensors in file.attentions]
+class MlxPulid(PulidRunner):
+    def load_attentions(self) -> list[CrossAttention]:
+        build = partial(CrossAttention, head=self.file.attention_head)
+        return [self._load(build, tensors, self.file) for tensors in self.file.attentions]
 
+    def load_encoder(self) -> IdFormer:
+        return self._load(partial(IdFormer, head=self.file.encoder_head), self.file.encoder, self.file)
 
-def load_eva(file: EvaFile, dtype: mx.Dtype) -> EvaTower:
-    build = partial(EvaTower, head=file.head, span=file.span)
-    return load_by_shapes(build, file.tensors, file.name, dtype)
+    def load_eva(self, file: EvaFile) -> EvaTower:
+        return self._load(partial(EvaTower, head=file.head, span=file.span), file.tensors, file)
+
+    def _load(self, build: Callable[[Shapes], nn.Module], tensors: Arrays, file: PulidFile | EvaFile):
+        return load_by_shapes(build, tensors, file.name, self._dtype)
+
+    encode = staticmethod(encode_face)
+
+    def make_function(self, attention: CrossAttention, tokens: mx.array) -> Callable[[mx.array], mx.array]:
+        identity, weight = attention.read_identity(tokens.astype(self._dtype)), self.plugin.id_weight
+        mx.eval(identity)  # once, not in every step
+        return lambda img: weight * attention(identity, img)
+
+    @property
+    def _dtype(self) -> mx.Dtype:
+        return getattr(mx, self.backend.dtype)

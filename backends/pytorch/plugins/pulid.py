@@ -4,6 +4,7 @@ Follows ToTheBeginning/PuLID `pulid/encoders_transformer.py`; module attributes 
 B batch, V tokens of the image encoder, Q identity tokens, L image tokens, D width.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from backends.pytorch.load import load_by_shapes
 from backends.pytorch.plugins.eva import EvaTower
 from backends.pytorch.projection import NORM_EPS, Attention, attend, make_feed_forward
-from infu.weights.pulid import EvaFile, PulidFile, Shapes, count_layers
+from infu.pulid import PulidRunner
+from infu.weights.pulid import Arrays, EvaFile, PulidFile, Shapes, count_layers
 
 
 class IdFormer(nn.Module):
@@ -80,16 +82,37 @@ class CrossAttention(nn.Module):
         return self.to_out(attend(self.to_q(self.norm2(img)), *identity, self.head))
 
 
-def load_encoder(file: PulidFile, dtype: torch.dtype, device: str) -> IdFormer:
-    return load_by_shapes(partial(IdFormer, head=file.encoder_head), file.encoder, file.name, dtype, device)
+def encode_face(encoder: IdFormer, eva: EvaTower, vectors: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `PulidRunner.encode`."""
+    dtype = encoder.proj_out.dtype
+    states, pooled = eva(pixels.to(dtype))
+    pooled = pooled / pooled.norm(dim=-1, keepdim=True)
+    faces = torch.cat([vectors.to(dtype), pooled], dim=-1)[None]  # (1, K, 1280)
+    states = [state.flatten(0, 1)[None] for state in states]  # (1, K V, E)
+    nobody = encoder(torch.zeros_like(faces), [torch.zeros_like(state) for state in states])
+    return encoder(faces, states), nobody
 
 
-def load_attentions(file: PulidFile, dtype: torch.dtype, device: str) -> list[CrossAttention]:
-    """In the order of use, those after double blocks first."""
-    build = partial(CrossAttention, head=file.attention_head)
-    return [load_by_shapes(build, tensors, file.name, dtype, device) for tensors in file.attentions]
+class PytorchPulid(PulidRunner):
+    def load_attentions(self) -> list[CrossAttention]:
+        build = partial(CrossAttention, head=self.file.attention_head)
+        return [self._load(build, tensors, self.file) for tensors in self.file.attentions]
 
+    def load_encoder(self) -> IdFormer:
+        return self._load(partial(IdFormer, head=self.file.encoder_head), self.file.encoder, self.file)
 
-def load_eva(file: EvaFile, dtype: torch.dtype, device: str) -> EvaTower:
-    build = partial(EvaTower, head=file.head, span=file.span)
-    return load_by_shapes(build, file.tensors, file.name, dtype, device)
+    def load_eva(self, file: EvaFile) -> EvaTower:
+        return self._load(partial(EvaTower, head=file.head, span=file.span), file.tensors, file)
+
+    def _load(self, build: Callable[[Shapes], nn.Module], tensors: Arrays, file: PulidFile | EvaFile):
+        return load_by_shapes(build, tensors, file.name, self._dtype, self.backend.device)
+
+    encode = staticmethod(encode_face)
+
+    def make_function(self, attention: CrossAttention, tokens: Tensor) -> Callable[[Tensor], Tensor]:
+        identity, weight = attention.read_identity(tokens.to(self._dtype)), self.plugin.id_weight
+        return lambda img: weight * attention(identity, img)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return getattr(torch, self.backend.dtype)
