@@ -13,22 +13,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from infu.align import align, unit
 from infu.cache import Cache, digest
 from infu.detectors import Detector, Face, load_detector, turn_back, without_overlaps
 from infu.errors import InvalidRequest, ModelError, NoFaceError
 from infu.images import Photo, read_photo
-from infu.recognisers import Recogniser, load_recogniser
+from infu.recognisers import Described, Recogniser, load_recogniser
 
 LADDER = (640, 320, 160)  # canvas sizes; 640 finds the small, 160 the very near
 PAD = 0.5  # of each side, black, on every side: for a face that fills the picture
 TILE, TILE_OVERLAP = 1280, 192  # a face wider than that was found before, in the whole picture at 1280
 SMALLEST = 32  # pixels; below that a face in a large picture is a guess, and no likeness comes of it
 EQUAL_AREAS = 1e-3  # relative; the difference that float arithmetic and a cell's rounding make
-# Where the five points of an upright face lie in a crop of 112 x 112 (insightface, `utils/face_align.py`).
-TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
-CROP = 112
 RECOGNISERS = {
     192: "the embedded recogniser",
     512: "ArcFace IR-SE50 (recognition_arcface_ir_se50.pth, which `python -m infu download` fetches)",
@@ -50,7 +46,8 @@ class FaceStack:
     """A detector and a recogniser, loaded when first used. What was found in a picture is kept by the
     picture's content: a second request with the same photograph runs neither.
 
-    `detector`: antelopev2's folder; `recogniser`: ArcFace's `.pth`; None: the embedded ones.
+    `detector`: antelopev2's folder; `recogniser`: ArcFace's `.pth` or an appearance part; None: the embedded
+    ones.
     `embedding_size`: how many numbers the model's projection takes.
     """
 
@@ -102,9 +99,9 @@ class FaceStack:
         """The face, aligned: uint8 RGB (112, 112, 3)."""
         return align(picture, face.keypoints)
 
-    def _embed_one(self, picture: np.ndarray, face: Face, recogniser: Recogniser) -> np.ndarray:
+    def _embed_one(self, picture: np.ndarray, face: Face, recogniser: Recogniser | Described) -> np.ndarray:
         key = digest(picture), face.keypoints.tobytes()
-        return self._cache("embedding", key, lambda: unit(recogniser.embed(self.crop(picture, face))))
+        return self._cache("embedding", key, lambda: unit(recogniser.embed(picture, face.keypoints)))
 
 
 def search_once(picture: np.ndarray, detector: Path | None) -> list[Face]:
@@ -185,26 +182,3 @@ def order_faces(faces: list[Face], picture: np.ndarray) -> list[Face]:
 
     chosen = min(equals, key=distance)
     return [chosen] + [face for face in faces if face is not chosen]
-
-
-def align(picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """uint8 RGB picture and five points -> uint8 RGB (112, 112, 3), bilinear, black outside, as released."""
-    return cv2.warpAffine(picture, fit_similarity(keypoints), (CROP, CROP), borderValue=0)
-
-
-def fit_similarity(keypoints: np.ndarray) -> np.ndarray:
-    """Rotation, uniform scale and translation (2, 3) that bring five points nearest to the template, by least
-    squares (Umeyama 1991, "Least-squares estimation of transformation parameters", equations 38 to 43)."""
-    points = np.asarray(keypoints, np.float64)
-    centre, target = points.mean(axis=0), TEMPLATE.mean(axis=0)
-    covariance = (TEMPLATE - target).T @ (points - centre) / len(points)
-    u, singular, vt = np.linalg.svd(covariance)
-    signs = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])  # a rotation, never a mirror
-    variance = (points - centre).var(axis=0).sum()
-    linear = (u * signs) @ vt * ((singular * signs).sum() / max(variance, 1e-12))
-    return np.concatenate([linear, (target - linear @ centre)[:, None]], axis=1)
-
-
-def unit(vector: np.ndarray) -> np.ndarray:
-    vector = np.asarray(vector, np.float32)
-    return vector / np.linalg.norm(vector)

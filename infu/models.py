@@ -33,6 +33,7 @@ TOKENIZER_FILES = {  # any one of these sets is a tokenizer (prompt.py)
 }
 # A network alone in its repository; no weights in the root of a whole model are called so.
 OWN_REPOSITORY = ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*")
+APPEARANCE = "appearance.onnx"
 ARCFACE = "recognition_arcface_ir_se50.pth"
 ARCFACE_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{ARCFACE}"
 DEFAULTS = ("width", "height", "num_steps")  # what a base may name in generation_defaults.json
@@ -44,7 +45,8 @@ class ModelFiles:
     """Every file of one model. `name` and `model_versions` may be shown to a user; no path ever is.
 
     `infusenet`, `projection` None: plain FLUX, no identity. `detector` and `recogniser` may name files that
-    are not there: the face stack says so when it needs them; both are None with `embedded_faces`.
+    are not there: the face stack says so when it needs them. With `embedded_faces` the detector is None, and
+    the recogniser None or the appearance part that the model was trained with.
     """
 
     base: Path  # folder; its config files describe the parts that are given as a single file
@@ -59,7 +61,7 @@ class ModelFiles:
     infusenet: Path | None = None  # the folder `InfuseNetModel`, or a single file
     projection: Path | None = None  # `image_proj_model.bin`
     detector: Path | None = None  # the folder `antelopev2`
-    recogniser: Path | None = None  # ArcFace IR-SE50's `.pth`
+    recogniser: Path | None = None  # ArcFace IR-SE50's `.pth`, or `appearance.onnx`
     optional_loras: dict[str, Path] = field(
         default_factory=dict
     )  # "realism", "anti_blur": only those that are there
@@ -149,7 +151,7 @@ def versioned(
         infusenet=infusenet,
         projection=projection,
         detector=None if embedded else folder / "supports" / "insightface" / "models" / "antelopev2",
-        recogniser=None if embedded else find_recogniser(folder),
+        recogniser=find_appearance(folder) if embedded else find_recogniser(folder),
         optional_loras={name: path for name, path in loras.items() if path.is_file()},
         model_version=model_version,
         model_versions=tuple(here),
@@ -291,6 +293,12 @@ def find_recogniser(model_dir: Path) -> Path:
     if facexlib is not None and facexlib.origin:
         places.append(Path(facexlib.origin).parent / "weights" / ARCFACE)
     return next((place for place in places if place.is_file()), infu_cache() / ARCFACE)
+
+
+def find_appearance(model_dir: Path) -> Path | None:
+    """What stands beside the embedded recogniser, where the model was trained with it."""
+    path = model_dir / "supports" / APPEARANCE
+    return path if path.is_file() else None
 
 
 def fetch_recogniser(files: ModelFiles) -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from golden import GOLDEN
 
+from infu.align import unit
 from infu.arcface import convert, load_arcface
 from infu.errors import BrokenFile, MissingFile
-from infu.face import FaceStack, find_faces, unit
+from infu.face import FaceStack, find_faces
 from infu.images import read_photo
 from infu.models import ARCFACE as PTH
 from infu.recognisers import load_recogniser

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from infu.align import TEMPLATE, align, fit_similarity, unit
 from infu.detectors import ANTELOPE, Face, load_detector
 from infu.errors import BrokenFile, InvalidRequest, MissingFile, ModelError, NoFaceError
-from infu.face import LADDER, TEMPLATE, FaceStack, align, find_faces, fit_similarity, found, order_faces, unit
+from infu.face import LADDER, FaceStack, find_faces, found, order_faces
 from infu.images import read_photo
 from infu.recognisers import load_recogniser
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from backends import load_backend
 from infu import GenerationRequest, InfuError, generate
-from infu.face import TEMPLATE, fit_similarity
+from infu.align import TEMPLATE, fit_similarity
 from infu.metadata import read_picture, save_picture
 from infu.pose import MEAN_FACE, POSES, move_points, place_pose
 

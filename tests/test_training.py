@@ -209,7 +209,7 @@ def released(base: nn.Module, tmp_path_factory):
         trainee = make_trainee(base)
         unset_outputs(trainee)
         config = trainee.infusenet.config
-        save_release(folder, version, trainee.state_dict(), config, torch.float32, embedded_faces=False)
+        save_release(folder, version, trainee.state_dict(), config, torch.float32)
     return folder, trainee
 
 

@@ -43,7 +43,7 @@ from infu.training.config import DataSettings, TrainSettings, read_settings
 from infu.training.engine import Trainer
 from infu.training.make_data import check, check_address, find_cause, make_data
 from infu.training.measure import Refused, load_hook, measure_angles, measure_sharpness
-from infu.training.networks import make_infusenet, make_projection, save_release
+from infu.training.networks import make_infusenet, make_projection, save_embedded_faces, save_release
 from infu.training.shards import Shards
 from infu.training.sources import list_units, read_unit
 from infu.training.swap import FaceSwap
@@ -220,7 +220,8 @@ def model_dir(tmp_path_factory) -> Path:
     network, folder = make_infusenet(base, (3, 3)), tmp_path_factory.mktemp("InfiniteYou")
     projection = make_projection(192, 48, width=64, depth=1, num_heads=1, num_tokens=8, seed=0)
     state = torch.nn.ModuleDict({"infusenet": network, "projection": projection}).state_dict()
-    save_release(folder, "sim_stage1", state, network.config, torch.float32, embedded_faces=True)
+    save_release(folder, "sim_stage1", state, network.config, torch.float32)
+    save_embedded_faces(folder, tmp_path_factory.mktemp("none") / "appearance.onnx")
     return folder
 
 

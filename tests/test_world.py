@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infu.detectors import load_detector
-from infu.face import align, search
+from infu.face import search
 from infu.recognisers import load_recogniser
 from infu.training.world.captions import make_caption
 from infu.training.world.dataset import make_shards, read_shards
@@ -53,7 +53,7 @@ def test_a_person_is_recognised_in_another_picture(renderer):
     embeddings = []
     for seed in range(7100, 7110):
         for render in renderer.render_person(seed, [0, 1], "photo"):
-            embeddings.append(recogniser.embed(align(render.picture, render.keypoints)))
+            embeddings.append(recogniser.embed(render.picture, render.keypoints))
     embeddings = np.stack(embeddings) - np.mean(embeddings, 0)  # renders lie off the photographs' centre
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     cosines = (embeddings[0::2] @ embeddings[1::2].T).round(6)

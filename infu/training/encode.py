@@ -14,7 +14,15 @@ from infu.errors import NoFaceError, PhotoError
 from infu.face import FaceStack
 from infu.images import read_photo
 from infu.keypoints import draw_keypoints
-from infu.models import MINI, find_infinite_you, find_recogniser, local_path
+from infu.models import (
+    MINI,
+    find_appearance,
+    find_infinite_you,
+    find_recogniser,
+    has_embedded_faces,
+    local_path,
+)
+from infu.recognisers import load_recogniser
 from infu.training.buckets import choose_bucket, cut_to, make_buckets
 from infu.training.config import DataSettings, Filters
 from infu.training.measure import (
@@ -48,6 +56,9 @@ def load_faces(name: str) -> FaceStack:
     if name == EMBEDDED:
         return FaceStack(None, None, 192)
     folder = find_infinite_you(local_path(name, "faces") or name, "aes_stage2", False, True)
+    if has_embedded_faces(folder):
+        appearance = find_appearance(folder)
+        return FaceStack(None, appearance, load_recogniser(appearance).size)
     detector = folder / "supports" / "insightface" / "models" / "antelopev2"
     return FaceStack(detector, find_recogniser(folder), 512)
 

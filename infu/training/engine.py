@@ -22,11 +22,17 @@ from torch.utils.data import DataLoader, Dataset
 from backends.pytorch.backend import PytorchBackend
 from backends.pytorch.load import load_network
 from infu.errors import InvalidRequest, MissingFile, NonFiniteError
-from infu.models import MINI, RELEASE, ModelFiles, locate
+from infu.models import APPEARANCE, MINI, RELEASE, ModelFiles, locate
 from infu.training.config import VERSIONS, TrainSettings
 from infu.training.ip_adapter import AdapterLoss, make_adapter, save_adapter
 from infu.training.loss import Batch, FlowLoss, InfuseLoss, by_time, draw_noise
-from infu.training.networks import load_trained, make_infusenet, make_projection, save_release
+from infu.training.networks import (
+    load_trained,
+    make_infusenet,
+    make_projection,
+    save_embedded_faces,
+    save_release,
+)
 from infu.training.shards import Order, Shards
 from infu.whole import write_whole
 
@@ -207,8 +213,9 @@ class Trainer:
             if settings.network == "ip_adapter":
                 save_adapter(settings.model_dir, state, dtype)
             else:
-                embedded = self.shards.datasets[0]["faces"] == "embedded"
-                save_release(settings.model_dir, settings.version, state, self.config, dtype, embedded)
+                save_release(settings.model_dir, settings.version, state, self.config, dtype)
+                if self.shards.datasets[0]["faces"] == "embedded":
+                    save_embedded_faces(settings.model_dir, settings.data[0] / APPEARANCE)
         self.accelerator.wait_for_everyone()
 
     def load_exported(self) -> PytorchBackend:

@@ -15,7 +15,7 @@ from infu.models import MINI, locate
 from infu.training.config import NOT_OF_THE_DATA, DataSettings, plain
 from infu.training.encode import load_faces
 from infu.training.measure import load_hook
-from infu.training.shards import write_dataset
+from infu.training.shards import keep_appearance, write_dataset
 from infu.training.sources import Unit, list_units
 from infu.training.workers import REPORTS, PersonWorker, PhotoWorker, read_prompts, summarise
 from infu.whole import write_whole
@@ -53,12 +53,14 @@ def check(settings: DataSettings) -> None:
         load_hook(hook)
     values = {
         "base": files.name,
-        "faces": settings.faces if settings.faces == "embedded" else "released",
+        "faces": "embedded" if faces.detector is None else "released",
         "embedding_size": faces.embedding_size,
         "text_tokens": settings.max_sequence_length if settings.store_text else "captions",
         "settings": {key: value for key, value in plain(settings).items() if key not in NOT_OF_THE_DATA},
     }
     write_dataset(settings.out, values)
+    if faces.detector is None and faces.recogniser is not None:
+        keep_appearance(settings.out, faces.recogniser)
 
 
 def spread(settings: DataSettings, units: list[Unit]) -> Iterator[dict[str, Any]]:

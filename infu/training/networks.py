@@ -3,6 +3,7 @@ are saved to, in InfiniteYou's released layout."""
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from backends.pytorch.load import build_infusenet, load_network, load_projection
 from backends.pytorch.projection import HEAD, Projection
-from infu.models import RELEASE
+from infu.models import APPEARANCE, RELEASE
 from infu.whole import write_whole
 
 COPIED = ("x_embedder.", "context_embedder.", "time_text_embed.")  # what stands before the blocks
@@ -91,12 +92,10 @@ def save_release(
     state: Mapping[str, Tensor],
     config: Mapping[str, object],
     dtype: torch.dtype,
-    embedded_faces: bool,
 ) -> None:
     """The state of an `InfuseLoss` -> `model_dir` in InfiniteYou's layout, each file whole or not at all.
 
-    `config`: InfuseNet's. `embedded_faces`: the model was trained on the embedded recogniser's vectors, and a
-    file says so; the released one's files are the user's to put into `supports/`.
+    `config`: InfuseNet's. The released face encoder's files are the user's to put into `supports/`.
     """
     folder = model_dir / RELEASE / version
     parts = {
@@ -122,6 +121,13 @@ def save_release(
     write_whole(
         folder / "image_proj_model.bin", lambda path: torch.save({"image_proj": parts["projection"]}, path)
     )
-    if embedded_faces:
-        text = json.dumps({"stack": "embedded"}) + "\n"
-        write_whole(model_dir / "supports" / "face_stack.json", lambda path: path.write_text(text))
+
+
+def save_embedded_faces(model_dir: Path, appearance: Path) -> None:
+    """A file that says that the model was trained on the embedded recogniser's vectors, and the appearance
+    part, where it was trained with one."""
+    supports = model_dir / "supports"
+    text = json.dumps({"stack": "embedded"}) + "\n"
+    write_whole(supports / "face_stack.json", lambda path: path.write_text(text))
+    if appearance.is_file():
+        write_whole(supports / APPEARANCE, lambda path: shutil.copy(appearance, path))

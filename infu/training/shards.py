@@ -9,6 +9,7 @@ each size, and `dataset.json` what was encoded with what.
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
+from infu.models import APPEARANCE
 from infu.training.loss import Batch
 from infu.whole import write_whole
 
@@ -64,6 +66,12 @@ def write_dataset(folder: Path, values: Mapping[str, Any]) -> None:
             "the settings it was begun with."
         )
     write_whole(path, lambda part: part.write_text(json.dumps(dict(values), indent=2) + "\n"))
+
+
+def keep_appearance(folder: Path, appearance: Path) -> None:
+    """What is trained on a face encoder's vectors needs that encoder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / APPEARANCE, lambda part: shutil.copy(appearance, part))
 
 
 def read_dataset(folder: Path) -> dict[str, Any]:

@@ -9,21 +9,31 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import typer
 
+from backends import load_backend
 from infu.errors import InfuError
-from infu.training.minibase import autoencoder, data, diffusion
+from infu.models import APPEARANCE, list_versions, locate
+from infu.recognisers import load_recogniser
+from infu.training.judge import Judge
+from infu.training.minibase import autoencoder, data, diffusion, identities
+from infu.training.minibase import table as tables
 from infu.training.minibase.export import export as export_base
+from infu.training.minibase.faces import export_appearance, find_family
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import make_base
-from infu.training.minibase.runs import LOG, Run
+from infu.training.minibase.runs import LOG, Run, load_average
 from infu.training.plot import draw_losses
 from infu.training.run import read_log, stoppable
-from infu.training.world.dataset import read_shards
+from infu.training.shards import keep_appearance
+from infu.training.world import reader as readers
+from infu.training.world.dataset import part_shards, read_shards
+from infu.training.world.renderer import Renderer
 from infu.whole import write_whole
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -34,6 +44,7 @@ Batch = Annotated[int, typer.Option(min=1)]
 Threads = Annotated[int, typer.Option(min=1, help="of PyTorch, in each process")]
 Every = Annotated[int, typer.Option(min=1, help="steps between two states, and two sheets of samples")]
 SEED, SAID = 0, 20
+EMBEDDINGS = "embeddings.npy"
 
 
 @app.command()
@@ -91,6 +102,82 @@ def encoder(
 ) -> None:
     """Pictures -> latents."""
     train_half(run, pictures, autoencoder.ENCODER, autoencoder.loss_of_encoder, steps, batch, threads)
+
+
+@app.command()
+def reader(
+    run: Folder,
+    pictures: Pictures,
+    of: Annotated[Literal["head", "picture"], typer.Option(help="what it reads")],
+    steps: Steps = 5000,
+    batch: Batch = 32,
+    threads: Threads = 1,
+) -> None:
+    """What a head or a whole picture shows. The last shard stays unseen, and is what it is measured on."""
+    torch.set_num_threads(threads)
+    seen, unseen = part_shards(read_shards(pictures))
+    training = readers.open_reader(run, of, steps)
+    network = training.network
+    go(training, lambda step: readers.loss_of_reader(network, seen, batch, SEED, step), 500)
+    right = readers.measure(readers.load_reader(run, of), unseen)
+    write_whole(run / f"{of}.json", lambda part: part.write_text(json.dumps(right, indent=2) + "\n"))
+    typer.echo(f"read rightly: {right}")
+
+
+@app.command()
+def faces(run: Folder, pictures: Pictures) -> None:
+    """The face encoder, from the head's reader; and what it says of every picture."""
+    shards, recogniser = read_shards(pictures), load_recogniser(None)
+    export_appearance(readers.load_reader(run, "head"), find_family(recogniser, shards), run / APPEARANCE)
+    identities.embed_all(load_recogniser(run / APPEARANCE), shards, run / EMBEDDINGS)
+
+
+@app.command()
+def samples(
+    run: Folder,
+    pictures: Pictures,
+    base: Annotated[Path, typer.Option()],
+    out: Annotated[Path, typer.Option()],
+) -> None:
+    """Stage 1's samples for `python -m infu train`, encoded with `base`, which `export` wrote."""
+    network = load_average(make_base(run), run / diffusion.DIT)
+    name = locate(base_model_path=base).name
+    identities.write_identities(run, network, name, read_shards(pictures), np.load(run / EMBEDDINGS), out)
+    keep_appearance(out, run / APPEARANCE)
+
+
+@app.command()
+def table(
+    run: Folder,
+    base: Annotated[Path, typer.Option(help="what `export` wrote")],
+    model_dir: Annotated[Path, typer.Option(help="InfiniteYou, trained on it")],
+    judge: Annotated[Path, typer.Option(help="faceapi_resnet128_u8.onnx")],
+    ip_adapter: Annotated[Path | None, typer.Option(help="an identity IP-Adapter, to compare")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Likeness and obedience on unseen people: the table of docs/training.md, as Markdown."""
+    torch.set_num_threads(threads)
+    people, read = tables.make_people(Renderer(*read_size(run))), readers.load_reader(run, "picture")
+    judging = Judge(judge)
+    backends = {
+        version: load_backend("pytorch", base, model_dir=model_dir, model_version=version, dtype="float32")
+        for version in list_versions(model_dir)
+    }
+    any_backend = next(iter(backends.values()))
+    draws = {version: tables.make_draw(backend) for version, backend in backends.items()}
+    if ip_adapter is not None:
+        draws["identity IP-Adapter"] = tables.make_draw(any_backend, adapter=ip_adapter)
+    draws |= {"plain base": tables.make_draw(any_backend, with_face=False), "true renders": tables.draw_true}
+    rows = {}
+    for name, draw in draws.items():
+        rows[name] = tables.measure(people, judging, read, draw)
+        typer.echo(f"{name}: {rows[name]}", err=True)
+    typer.echo(tables.as_markdown(rows))
+    for version, backend in backends.items():
+        far = tables.measure_scales(
+            people, judging, lambda scale, b=backend: tables.make_draw(b, scale=scale)
+        )
+        typer.echo(f"{version}, distance by scale: " + ", ".join(f"{k:g}: {v:.3f}" for k, v in far.items()))
 
 
 @app.command()

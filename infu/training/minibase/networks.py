@@ -77,7 +77,7 @@ class Base(nn.Module):
     def forward(self, latents, times, size, states, pooled, guidance: float = 1.0) -> Tensor:
         """The velocity (B, L, 64) at a time for each sample, through the forward that the product runs."""
         constants = make_constants(self.dit, [*times, 0.0], *size, states, pooled, guidance)
-        return velocity(self.dit, constants, EACH, latents, None)
+        return velocity(self.dit, constants, EACH, latents)
 
 
 def make_base(run: Path) -> Base:

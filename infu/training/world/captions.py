@@ -51,15 +51,19 @@ STYLES = {
 DROPPED = 0.08  # of the facts, so that a short prompt works too
 
 
-def make_caption(person: Person, look: Look, wording: int = 0) -> str:
-    """One of many: each `wording` is another, the same each time."""
+def make_caption(person: Person, look: Look, wording: int = 0, own: float = 1.0) -> str:
+    """One of many: each `wording` is another, the same each time. `own`: how often hair and beard are told;
+    what learns a face beside the caption has to learn what the caption leaves to the face."""
     rng = np.random.default_rng([look.seed, 11, wording])
 
     def one(choices: tuple[str, ...]) -> str:
         return choices[rng.integers(len(choices))]
 
     hair = "" if look.hat and look.haircut == "bald" else one(HAIRCUTS[look.haircut]).format(look.hair)
-    facts = [hair, BEARDS.get(look.beard, ""), join_worn(look, rng), one(EXPRESSIONS[look.expression])]
+    beard = BEARDS.get(look.beard, "")
+    if own < 1:
+        hair, beard = (fact if rng.random() < own else "" for fact in (hair, beard))
+    facts = [hair, beard, join_worn(look, rng), one(EXPRESSIONS[look.expression])]
     facts.append(one(PLACES[look.backdrop]) if look.backdrop in PLACES else one_backdrop(look.backdrop, rng))
     facts = [fact for fact in facts if fact and rng.random() > DROPPED]
     if rng.random() < 0.3:

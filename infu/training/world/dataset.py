@@ -83,6 +83,16 @@ def read_shards(folder: Path) -> Shards:
     return Shards(np.concatenate(pictures), np.concatenate(keypoints), labels)
 
 
+def part_shards(shards: Shards, share: float = 0.03) -> tuple[Shards, Shards]:
+    """All but the last pictures, and those: people whom the first part does not show."""
+    people = [label["person"]["seed"] for label in shards.labels]
+    last = people.index(people[round(len(people) * (1 - share))])
+    return tuple(
+        Shards(shards.pictures[part], shards.keypoints[part], shards.labels[part])
+        for part in (slice(last), slice(last, None))
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
