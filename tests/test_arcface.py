@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden import GOLDEN
 
-from infu.align import unit
+from infu.align import TEMPLATE, unit
 from infu.arcface import convert, load_arcface
 from infu.errors import BrokenFile, MissingFile
 from infu.face import FaceStack, find_faces
@@ -75,7 +75,9 @@ def expected() -> dict[str, np.ndarray]:
 
 def test_embeddings_are_facexlibs(pth, expected):
     recogniser = load_recogniser(pth)
-    embeddings = np.stack([unit(recogniser.embed(crop[:, :, ::-1])) for crop in expected["crops_bgr"]])
+    embeddings = np.stack(
+        [unit(recogniser.embed(crop[:, :, ::-1], TEMPLATE)) for crop in expected["crops_bgr"]]
+    )
     np.testing.assert_allclose(embeddings, expected["embeddings"], rtol=0, atol=1e-5)
 
 
@@ -120,7 +122,7 @@ def test_released_stack_goes_from_photograph_to_embedding(pth):
     crop = stack.crop(photo, find_faces(photo, SCRFD / "antelopev2")[0])
     embedding = stack.embed([photo])
     assert embedding.dtype == np.float32 and abs(np.linalg.norm(embedding) - 1) < 1e-6
-    np.testing.assert_allclose(embedding, unit(load_recogniser(pth).embed(crop)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(embedding, unit(load_recogniser(pth).embed(crop, TEMPLATE)), rtol=0, atol=1e-6)
 
 
 def test_missing_file_names_itself_and_the_command(tmp_path):

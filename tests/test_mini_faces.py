@@ -18,7 +18,8 @@ from infu import GenerationRequest, find_faces, generate
 from infu.align import CROP, HEAD, HEAD_CENTRE, HEAD_REGION, align, crop_head, unit
 from infu.errors import MissingFile
 from infu.recognisers import load_recogniser
-from infu.training.config import TrainSettings
+from infu.training.config import DataSettings, TrainSettings, read_settings
+from infu.training.encode import Examiner, load_faces
 from infu.training.judge import TEMPLATE, Judge, name_nearest
 from infu.training.minibase import autoencoder, data, diffusion, identities, table
 from infu.training.minibase.export import export
@@ -194,6 +195,24 @@ def test_what_stage_one_makes_of_the_world_draws_a_photograph_alike_on_both_back
     for plain in (True, False):
         assert np.abs(pictures["pytorch", plain] - pictures["mlx", plain]).max() <= 1
     assert np.abs(pictures["mlx", True] - pictures["mlx", False]).max() > 0  # the photograph is seen
+
+
+def test_stage_twos_sources_are_photographs_and_prompts_of_one_sex(world, tmp_path):
+    shards = read_shards(world / "shards")
+    identities.write_photos(shards, tmp_path, people=1)
+    for word, male, other in (("men", True, "woman"), ("women", False, " man")):
+        (photo,) = (tmp_path / word).glob("*.png")
+        labelled = zip(shards.pictures, shards.labels, strict=True)
+        pictures = [picture for picture, label in labelled if label["person"]["male"] == male]
+        assert any(np.array_equal(np.asarray(Image.open(photo)), picture) for picture in pictures)
+        lines = (tmp_path / f"{word}.txt").read_text().splitlines()
+        assert lines and not any(other in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["stage2_data_men.yaml", "stage2_data_women.yaml"])
+def test_stage_twos_pictures_have_the_size_that_the_base_knows(name):
+    settings = read_settings(DataSettings, Path(__file__).parents[1] / "examples/training/mini" / name)
+    assert Examiner(settings, load_faces("embedded")).buckets == [SIZE]
 
 
 # The judge and the table.

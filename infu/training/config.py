@@ -13,6 +13,7 @@ from infu.errors import InvalidRequest, MissingFile
 VERSIONS = {1: "sim_stage1", 2: "aes_stage2"}  # the released names of what each stage makes
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=16, multiple_of=16)]
 
 
 class Settings(BaseModel):
@@ -156,8 +157,9 @@ class DataSettings(Settings):
     dtype: Literal["bfloat16", "float16", "float32"] | None = None  # None: what the device does best
     offload: Literal["model"] | None = None
     pixels: Positive = 1024 * 1024
-    bucket_step: Annotated[int, Field(ge=16, multiple_of=16)] = 64
+    bucket_step: Side = 64
     max_ratio: Annotated[float, Field(ge=1)] = 2.0
+    sizes: list[tuple[Side, Side]] = []  # the buckets themselves, width and height, instead of those three
     filters: Filters = Filters()
     captions: Annotated[list[str], Field(min_length=1)] = [
         "file"

@@ -68,7 +68,9 @@ class Examiner:
 
     def __init__(self, settings: DataSettings, faces: FaceStack):
         self._filters, self._faces = settings.filters, faces
-        self.buckets = make_buckets(settings.pixels, settings.bucket_step, settings.max_ratio)
+        self.buckets = settings.sizes or make_buckets(
+            settings.pixels, settings.bucket_step, settings.max_ratio
+        )
         names = {"watermark": self._filters.watermark, "unsafe": self._filters.unsafe}
         self._hooks = {name: load_hook(hook) for name, hook in names.items() if hook}
 

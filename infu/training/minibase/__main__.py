@@ -147,6 +147,16 @@ def samples(
 
 
 @app.command()
+def photos(
+    pictures: Pictures,
+    out: Annotated[Path, typer.Argument(help="men/, men.txt, women/ and women.txt come into it")],
+    people: Annotated[int, typer.Option(min=1, help="of each sex")] = 100,
+) -> None:
+    """Stage 2's sources: a photograph of each of some people, and prompts that fit them."""
+    identities.write_photos(read_shards(pictures), out, people)
+
+
+@app.command()
 def table(
     run: Folder,
     base: Annotated[Path, typer.Option(help="what `export` wrote")],

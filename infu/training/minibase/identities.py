@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from infu.keypoints import draw_keypoints
 from infu.noise import pack_latents
@@ -95,3 +96,26 @@ def read(base: Base, tokenizers: Tokenizers, caption: str) -> tuple[torch.Tensor
 def tell(label: dict) -> str:
     person, look = Person(weights=np.empty(0), **label["person"]), Look(**label["look"])
     return make_caption(person, look, WORDING, OWN)
+
+
+def write_photos(shards: Shards, out: Path, people: int) -> None:
+    """The first photograph without a hat of some people, a folder for each sex; and, of other pictures,
+    prompts that tell hair and beard as often as not."""
+    for word, male in (("men", True), ("women", False)):
+        (out / word).mkdir(parents=True, exist_ok=True)
+        taken, prompts = set(), []
+        for picture, label in zip(shards.pictures, shards.labels, strict=True):
+            person, look = label["person"], label["look"]
+            if person["male"] != male:
+                continue
+            if (
+                person["seed"] not in taken
+                and look["style"] == "photo"
+                and not look["hat"]
+                and len(taken) < people
+            ):
+                taken.add(person["seed"])
+                Image.fromarray(picture).save(out / word / f"{person['seed']:06}.png")
+            elif len(prompts) < 4 * people:
+                prompts.append(tell(label))
+        (out / f"{word}.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
