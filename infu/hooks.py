@@ -87,3 +87,17 @@ class Runner(ABC):
     def add(self, step: int, latents: Array, negative: bool) -> Additions:
         """What this step adds to that pass; `NOTHING` outside a window, or where a rule says so (InfuseNet
         adds nothing to the negative pass). `latents`: (1, L, 64)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steady(Runner):
+    """Adds the same in each of its `steps`, whatever the latents: what attends to a picture or a face."""
+
+    steps: frozenset[int]
+    positive: Additions
+    negative: Additions
+
+    def add(self, step: int, latents: Array, negative: bool) -> Additions:
+        if step not in self.steps:
+            return NOTHING
+        return self.negative if negative else self.positive

@@ -12,6 +12,7 @@ import numpy as np
 from backends.base import Backend, Text
 from backends.mlx import dit, infusenet, load
 from backends.mlx.lora import Branches, branched, embed_controls, weight_shapes
+from backends.mlx.plugins import ip_adapter
 from backends.mlx.plugins.pulid import MlxPulid
 from backends.mlx.quantise import check_bits
 from backends.mlx.stream import is_in_block, is_modulation
@@ -22,7 +23,7 @@ from infu.mac import choose_offload
 from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.plugins import Lora, Plugin, PuLID
+from infu.plugins import IPAdapter, Lora, Plugin, PuLID
 from infu.weights.changes import ControlPicture
 from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile
 
@@ -173,8 +174,11 @@ class MlxBackend(Backend):
         return self._velocity(latents, base.at(step), additions.residuals)
 
     def make_runner(self, plugin: Plugin, run: Run) -> Runner:
-        if isinstance(plugin, PuLID):
-            return MlxPulid(plugin, self, run)
+        match plugin:
+            case IPAdapter():
+                return ip_adapter.make_runner(self, self._dit, self._dtype, plugin, run)
+            case PuLID():
+                return MlxPulid(plugin, self, run)
         raise InvalidRequest(f"This version has no {type(plugin).__name__}. Leave it out.")
 
     def decode(self, latents: mx.array, width: int, height: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from backends.mlx.layers import split_heads
+from backends.mlx.layers import gelu_tanh, split_heads
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class CLIPConfig:
     eos_token_id: int
 
 
+ACTIVATIONS = {"quick_gelu": nn.gelu_fast_approx, "gelu": nn.gelu, "gelu_pytorch_tanh": gelu_tanh}
 LEGACY_EOS = 2  # written into OpenAI's configs by mistake; transformers then takes the largest id, so do we
 
 
@@ -45,7 +46,7 @@ class TextModel(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, mask="causal")
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, ids: mx.array) -> mx.array:
@@ -63,9 +64,11 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: CLIPConfig):
+    """The text's; with no mask and a `VisionConfig` the image encoders' (plugins/vision.py)."""
+
+    def __init__(self, config: CLIPConfig, mask: str | None):
         super().__init__()
-        self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.layers = [Layer(config, mask) for _ in range(config.num_hidden_layers)]
 
     def __call__(self, x: mx.array) -> mx.array:
         for layer in self.layers:
@@ -74,11 +77,11 @@ class Encoder(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, config: CLIPConfig, mask: str | None):
         super().__init__()
         D = config.hidden_size
         self.layer_norm1 = nn.LayerNorm(D, eps=config.layer_norm_eps)
-        self.self_attn = Attention(D, config.num_attention_heads)
+        self.self_attn = Attention(D, config.num_attention_heads, mask)
         self.layer_norm2 = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
 
@@ -88,22 +91,22 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, mask: str | None):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.mask = num_heads, mask
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def __call__(self, x: mx.array) -> mx.array:
         q, k, v = (split_heads(f(x), self.num_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=self.mask)
         return self.out_proj(y.transpose(0, 2, 1, 3).flatten(2))
 
 
 class MLP(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
-        self.activation = {"quick_gelu": nn.gelu_fast_approx, "gelu": nn.gelu}[config.hidden_act]
+        self.activation = ACTIVATIONS[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 

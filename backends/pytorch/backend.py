@@ -14,6 +14,7 @@ from backends.base import Backend, Text
 from backends.pytorch import dit, infusenet, load
 from backends.pytorch.load import load_network
 from backends.pytorch.lora import Branches, embed_controls
+from backends.pytorch.plugins import ip_adapter
 from backends.pytorch.plugins.pulid import PytorchPulid
 from backends.pytorch.resident import Resident
 from infu.cache import digest
@@ -21,7 +22,7 @@ from infu.errors import InvalidRequest, NotEnoughMemory
 from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.plugins import Lora, Plugin, PuLID
+from infu.plugins import IPAdapter, Lora, Plugin, PuLID
 from infu.weights.changes import ControlPicture
 from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile
 
@@ -214,8 +215,11 @@ class PytorchBackend(Backend):
 
     @on_device
     def make_runner(self, plugin: Plugin, run: Run) -> Runner:
-        if isinstance(plugin, PuLID):
-            return PytorchPulid(plugin, self, run)
+        match plugin:
+            case IPAdapter():
+                return ip_adapter.make_runner(self, self._dit.arrive(), plugin, run)
+            case PuLID():
+                return PytorchPulid(plugin, self, run)
         raise InvalidRequest(f"This version has no {type(plugin).__name__}. Leave it out.")
 
     gather = on_device(Backend.gather)

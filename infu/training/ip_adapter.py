@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.pytorch.dit import EACH, Branch, velocity
+from backends.pytorch.plugins.ip_adapter import attend
 from infu.hooks import Additions
 from infu.training.loss import Batch, FlowLoss
+from infu.weights.ip_adapter import NORM_EPS
 from infu.whole import write_whole
-
-EPS = 1e-5  # of both norms; the keys' has no weight
 
 
 class IPAdapter(nn.Module):
@@ -34,7 +34,7 @@ class IPAdapter(nn.Module):
                     nn.GELU(approximate="none"),
                     nn.Linear(hidden, num_tokens * joint),
                 ),
-                "norm": nn.LayerNorm(joint, eps=EPS),
+                "norm": nn.LayerNorm(joint, eps=NORM_EPS),
             }
         )
         self.ip_adapter = nn.ModuleList(
@@ -56,14 +56,8 @@ class IPAdapter(nn.Module):
                 block[name](tokens).unflatten(-1, (num_heads, -1)).transpose(1, 2)
                 for name in ("to_k_ip", "to_v_ip")
             )  # (B, H, tokens, d)
-            made.append(partial(attend, k=F.rms_norm(k, k.shape[-1:], eps=EPS), v=v, scale=scale))
+            made.append(partial(attend, k=F.rms_norm(k, k.shape[-1:], eps=NORM_EPS), v=v, scale=scale))
         return made
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """q (B, rows, H, d) -> scale * attention (B, rows, D)."""
-    y = F.scaled_dot_product_attention(q.transpose(1, 2), k.to(q.dtype), v.to(q.dtype))
-    return scale * y.transpose(1, 2).flatten(2)
 
 
 def make_adapter(base: nn.Module, embedding_size: int, num_tokens: int, seed: int) -> IPAdapter:

@@ -1,0 +1,61 @@
+"""What an IP-Adapter does in a request, the same on every backend: its pictures' vectors, and when it works.
+
+A negative pass sees what the adapter was trained with there: XLabs' a black picture through the encoder
+(x-flux, `xflux_pipeline.py`), InstantX's a vector of zeros (DiffSynth-Studio; InstantX itself has none).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from infu.errors import InvalidRequest
+from infu.hooks import NOTHING, Additions, Run, Steady
+from infu.images import read_photo
+from infu.plugins import IPAdapter
+from infu.weights.ip_adapter import AdapterFile
+
+BLACK = np.zeros((64, 64, 3), np.uint8)  # of any size: resized and normalised it is the same
+
+
+def make_runner(
+    plugin: IPAdapter,
+    run: Run,
+    file: AdapterFile,
+    encode: Callable[[np.ndarray], np.ndarray],
+    attend: Callable[[np.ndarray, float], Additions],
+) -> Steady:
+    """`encode`: a picture, uint8 RGB (H, W, 3), through the plug-in's image encoder -> (1, E); `attend`:
+    vectors (k, E) and a scale -> what the adapter adds."""
+    vectors = plugin.image_embeds
+    if vectors is None:
+        vectors = np.concatenate([encode(read_photo(image)) for image in plugin.images])
+    positive, negative = attend(check(vectors, file), plugin.scale), NOTHING
+    if run.negative is not None and plugin.negative_scale != 0:
+        vectors = make_negative(plugin, file, encode)
+        negative = attend(check(vectors, file), plugin.negative_scale)
+    num_steps = run.num_steps
+    steps = [i for i in range(num_steps) if plugin.start <= i / num_steps <= plugin.end]
+    return Steady(frozenset(steps), positive, negative)
+
+
+def make_negative(plugin: IPAdapter, file: AdapterFile, encode: Callable) -> np.ndarray:
+    if plugin.negative_image_embeds is not None:
+        return plugin.negative_image_embeds
+    if file.instantx:
+        return np.zeros((1, file.embedding_size), np.float32)
+    if plugin.image_encoder is None:
+        raise InvalidRequest(
+            "In a negative pass XLabs' IP-Adapter sees a black picture: give CLIP's folder as image_encoder "
+            "(or that picture's vector as negative_image_embeds)."
+        )
+    return encode(BLACK)
+
+
+def check(vectors: np.ndarray, file: AdapterFile) -> np.ndarray:
+    if vectors.shape[1] != file.embedding_size:
+        wanted = "SigLIP so400m" if file.instantx else "CLIP ViT-L/14"
+        raise InvalidRequest(
+            f"{file.name} takes {file.embedding_size} numbers of a picture and was given {vectors.shape[1]}. "
+            f"Give the image encoder it was trained with, {wanted}."
+        )
+    return vectors
