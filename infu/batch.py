@@ -1,19 +1,21 @@
 """A file of requests, one JSON object a line -> requests; what is wrong with a line is said of that line.
 
 Keys are `GenerationRequest`'s fields; files are named relative to the folder of the file they stand in.
-`"plugins": [{"lora": "style.safetensors", "scale": 0.8}]`, a control LoRA with an `"image"` besides. A
-missing seed, or null, is a random one.
+`"plugins": [{"lora": "style.safetensors", "scale": 0.8}]`, as infu/plugin_json.py says. A missing seed, or
+null, is a random one.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from infu.checks import shown
 from infu.errors import InfuError, InvalidRequest, MissingFile, UnknownName
-from infu.options import check_lora, check_photos
+from infu.options import check_lora, check_photos, find_file
+from infu.plugin_json import read_plugin
 from infu.plugins import Lora
 from infu.request import GenerationRequest
 
@@ -54,7 +56,9 @@ def read_line(line: bytes, folder: Path) -> GenerationRequest:
         if values.get(key) is not None:
             values[key] = find(key, values[key], folder)
     values["id_images"] = [find("id_images", name, folder) for name in read_list(values, "id_images")]
-    values["plugins"] = [read_plugin(plugin, folder) for plugin in read_list(values, "plugins")]
+    look = partial(find_file, folder)
+    plugins = [read_plugin(plugin, look) for plugin in read_list(values, "plugins")]
+    values["plugins"] = [check_lora(plugin) if isinstance(plugin, Lora) else plugin for plugin in plugins]
     return check_photos(GenerationRequest(**values))
 
 
@@ -69,13 +73,3 @@ def find(key: str, name: Any, folder: Path) -> Path:
     if not isinstance(name, str):
         raise InvalidRequest(f"{key} must name a file, not {shown(name)}.")
     return folder / Path(name).expanduser()
-
-
-def read_plugin(plugin: Any, folder: Path) -> Lora:
-    if not isinstance(plugin, dict) or "lora" not in plugin or plugin.keys() - {"lora", "scale", "image"}:
-        raise InvalidRequest(
-            f'A plugin is written as {{"lora": "FILE", "scale": 1.0}}, not as {shown(plugin)}.'
-        )
-    image = plugin.get("image")
-    image = None if image is None else find("image", image, folder)
-    return check_lora(Lora(find("lora", plugin["lora"], folder), plugin.get("scale", 1.0), image))

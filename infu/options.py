@@ -6,19 +6,24 @@ Names and defaults are the released `test.py`'s (github.com/bytedance/InfiniteYo
 import dataclasses
 import functools
 import inspect
+import itertools
+import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 import typer
 
-from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
+from infu.checks import shown
+from infu.errors import InvalidRequest, MissingFile, UnknownName
 from infu.images import read_photo
-from infu.plugins import Lora
+from infu.plugin_json import PICTURES, read_numbers, read_plugin
+from infu.plugins import Lora, Plugin, PuLID
 from infu.pose import POSES
 from infu.request import GenerationRequest
 
@@ -145,6 +150,18 @@ class PictureOptions:
     lora: list[str] = option(
         [], "FILE, FILE:SCALE, or of a control LoRA FILE:SCALE:PICTURE; repeat for several."
     )
+    pulid_image: list[Path] = option(
+        [], "Photograph of the person for PuLID-FLUX, beside InfU or alone; repeat for several of one person."
+    )
+    pulid: str = option("0.9.1", "PuLID-FLUX: its version (0.9.1, 0.9.0), or its file.")
+    pulid_id_weight: float = option(1.0, "Strength of PuLID's likeness, 0 to 3.")
+    pulid_start_step: int = option(0, "First step with PuLID: 4 for photographs, 0 or 1 for other styles.")
+    pulid_encoders: Path | None = option(None, "Folder of the networks that look at PuLID's photograph.")
+    plugin: list[str] = option(
+        [],
+        'Any plug-in, as a JSON object: \'{"ip_adapter": "FILE", "image": "PICTURE", "scale": 0.7}\'; repeat '
+        "for several.",
+    )
 
     def request(self) -> GenerationRequest:
         """The request, all files of it looked at, so that a wrong name shows before a model is loaded."""
@@ -156,8 +173,14 @@ class PictureOptions:
             values[name] = read_array(name, values[name])
         values["id_images"], values["id_faces"] = self.id_image, self.id_face
         values["seed"] = self.seed or None
-        values["plugins"] = [read_lora(text) for text in self.lora]
+        values["plugins"] = [*map(read_lora, self.lora), *map(read_plugin_text, self.plugin), *self._pulid()]
         return check_photos(GenerationRequest(**values))
+
+    def _pulid(self) -> list[PuLID]:
+        if not self.pulid_image:
+            return []
+        values = {"image": self.pulid_image, "encoders": self.pulid_encoders}
+        return [PuLID(self.pulid, id_weight=self.pulid_id_weight, start_step=self.pulid_start_step, **values)]
 
 
 @dataclass(frozen=True)
@@ -170,19 +193,7 @@ class OutputOptions:
 
 def read_array(name: str, path: Path | None) -> np.ndarray | None:
     """The numbers of an `.npy` file. Raises `MissingFile`, `BrokenFile`."""
-    if path is None:
-        return None
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise MissingFile(f"There is no file {path.name!r} (--{name}). Check its name and folder.") from None
-    except (OSError, ValueError, EOFError):
-        array = None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise BrokenFile(
-            f"{path.name!r} (--{name}) is not an .npy file of numbers. Write it with numpy.save."
-        )
-    return array
+    return None if path is None else read_numbers(f"--{name}", path)
 
 
 def read_lora(text: str) -> Lora:
@@ -197,6 +208,25 @@ def read_lora(text: str) -> Lora:
     return check_lora(Lora(*next((r for r in readings if Path(r[0]).is_file()), readings[-1])))
 
 
+def read_plugin_text(text: str) -> Plugin:
+    """`--plugin`'s JSON; files are named from the folder that the command runs in."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidRequest(
+            f'--plugin is a JSON object as {{"lora": "FILE", "scale": 1.0}}, not {shown(text)}.'
+        ) from None
+    return read_plugin(values, partial(find_file, Path()))
+
+
+def find_file(folder: Path, field: str, name: Any) -> Any:
+    """What a plug-in's JSON names: a file of `folder`, or the name of something known, such as "0.9.1"."""
+    if not isinstance(name, str):
+        raise InvalidRequest(f"{field} must name a file, not {shown(name)}.")
+    path = folder / Path(name).expanduser()
+    return path if path.exists() or field in PICTURES else name
+
+
 def check_lora(lora: Lora) -> Lora:
     if not Path(lora.path).is_file():
         raise MissingFile(f"There is no LoRA file {Path(lora.path).name!r}. Check its name and folder.")
@@ -204,8 +234,12 @@ def check_lora(lora: Lora) -> Lora:
 
 
 def check_photos(request: GenerationRequest) -> GenerationRequest:
-    """The same request. Raises `PhotoError` where one of its photographs cannot be used."""
-    for photo in (*request.photos, request.control_image, *(lora.image for lora in request.loras)):
+    """The same request. Raises `PhotoError` where one of its photographs, or a plug-in's, cannot be used."""
+    fields = (
+        getattr(plugin, name, None) for plugin in request.plugins for name in PICTURES if name != "mask"
+    )
+    lists = (value if isinstance(value, list | tuple) else [value] for value in fields)
+    for photo in (*request.photos, request.control_image, *itertools.chain.from_iterable(lists)):
         if photo is not None:
             read_photo(photo)
     return request

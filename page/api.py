@@ -17,7 +17,7 @@ from page.events import ON_DEVICE, RAW
 from page.layout import DEFAULTS, PROMPT
 from page.studio import Studio
 from page.told import told
-from page.uploads import read_address, read_loras, read_upload, save_picture_file, with_previews
+from page.uploads import read_address, read_loras, read_plugins, read_upload, save_picture_file, with_previews
 
 TOOL = "make_picture"
 
@@ -35,12 +35,13 @@ def wire_api(
         negative = gr.Textbox(label="Negative prompt")
         true_cfg = gr.Number(DEFAULTS.true_cfg_scale, label="True guidance scale")
         count = gr.Number(DEFAULTS.num_images, label="Number of pictures", precision=0)
+        plugins = gr.JSON(label="Plug-ins")
         address = gr.Textbox(label="Address of the photograph")
         picture = gr.Image(label="Picture", format="png")
         gallery = gr.Gallery(label="Pictures", format="png")
         made = gr.JSON(label="Settings of each picture")
     endpoints = Endpoints(studio)
-    asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings, loras, lora_scale]
+    asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings, loras, lora_scale, plugins]
     run = RAW | ON_DEVICE
     gr.on([], endpoints.generate_image, [*released.values()], picture, api_name="generate_image", **run)
     gr.on([], endpoints.generate, asked, [gallery, made], api_name="generate", **run)
@@ -133,14 +134,16 @@ class Endpoints:
         model_version: str = VERSIONS[0],
         loras: list[dict] | None = None,
         lora_scale: float = 1.0,
+        plugins: list[dict] | None = None,
     ) -> Iterator[tuple[Any, Any]]:
         """Several pictures, from one or several photographs of a person, or from none. Answers with the
-        pictures and the settings of each; while they are being made, with the step."""
+        pictures and the settings of each; while they are being made, with the step. `plugins`: JSON objects
+        as infu/plugin_json.py has them, pictures and files sent as uploads."""
         events = self.studio.events(
             model_version,
             enable_realism,
             enable_anti_blur,
-            read_loras(loras, lora_scale),
+            (*read_loras(loras, lora_scale), *read_plugins(plugins)),
             id_image=read_upload(id_image),
             id_images=tuple(map(read_upload, check_list("id_images", id_images))),
             control_image=read_upload(control_image),

@@ -15,7 +15,7 @@ from infu.face import FaceStack
 from infu.models import MINI, VERSIONS, locate, read_defaults
 from infu.options import PATHS
 from infu.pipeline import Result, Step
-from infu.plugins import Lora
+from infu.plugins import Plugin
 from infu.request import GenerationRequest
 from infu.space import is_public, on_space, on_zero, wants_compiled
 from page.device import Device
@@ -121,7 +121,7 @@ class Studio:
         model_version: str | None,
         enable_realism: bool,
         enable_anti_blur: bool,
-        loras: tuple[Lora, ...],
+        loras: tuple[Plugin, ...],
         enough: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> Iterator[Step | Result]:

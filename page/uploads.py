@@ -6,6 +6,7 @@
 import base64
 import io
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from gradio.utils import get_upload_folder, is_in_or_equal
 from PIL import Image
 
 from infu.checks import check_list
-from infu.errors import PhotoError
+from infu.errors import InvalidRequest, PhotoError
 from infu.images import read_photo
 from infu.metadata import save_picture
 from infu.pipeline import Result, Step
-from infu.plugins import Lora
+from infu.plugin_json import MASK, PICTURES, read_plugin
+from infu.plugins import Lora, Plugin
 
 PREVIEW_SECONDS = 0.25  # at most four previews a second
 # Every file is gone within an hour of its last use.
@@ -93,6 +95,26 @@ def read_loras(sent: list[dict[str, Any]] | None, scale: float) -> tuple[Lora, .
             "A LoRA must be uploaded as a file: send it with handle_file, or post it to /upload."
         )
     return tuple(Lora(path, scale) for path in paths)
+
+
+def read_plugins(sent: list[dict[str, Any]] | None) -> tuple[Plugin, ...]:
+    """Plug-ins that a client wrote as JSON (infu/plugin_json.py), its files and pictures sent as uploads.
+    Raises `PhotoError`, `InvalidRequest`."""
+    return tuple(read_plugin(plugin, find_sent) for plugin in check_list("plugins", sent))
+
+
+def find_sent(field: str, value: Any) -> Any:
+    """What a client's plug-in names. A text is never a file of this server: only a known name."""
+    if isinstance(value, str):
+        if field in ("path", MASK) and re.fullmatch(r"[\w.-]+", value) and not os.path.exists(value):
+            return value
+        raise InvalidRequest(f"{field} must be an upload, or for a plug-in's file the name of a known one.")
+    found = read_upload(value, field if field in (MASK, *PICTURES) else "plug-in's file")
+    if isinstance(found, bytes) and field not in (MASK, *PICTURES):
+        raise PhotoError(
+            "A plug-in's file must be uploaded: send it with handle_file, or post it to /upload."
+        )
+    return found
 
 
 def make_showable(source: str | bytes) -> dict[str, Any] | None:

@@ -409,5 +409,5 @@ def test_info_says_what_is_here_and_what_fits(tmp_path: Path):
 
 def test_every_setting_of_a_request_has_a_flag_or_stands_in_another():
     flags = {f.name for f in fields(PictureOptions)}
-    elsewhere = {"id_images": "id_image", "id_faces": "id_face", "plugins": "lora"}
+    elsewhere = {"id_images": "id_image", "id_faces": "id_face", "plugins": "plugin"}
     assert all(elsewhere.get(f.name, f.name) in flags for f in fields(GenerationRequest))
