@@ -28,14 +28,15 @@ class Additions:
     `to_out`, in a single block before the MLP joins it (InstantX's IP-Adapter).
     `after`: the same of a double block, to its image tokens after the MLP (XLabs' IP-Adapter).
     `functions`: the image tokens (B, L, D) as the block left them -> (B, L, D), to these tokens (PuLID).
-    `conditions`: further image tokens with their own positions and time (OminiControl).
+    `conditions`: the block's keys, in their positions, and values, of text and image -> those of further
+    tokens, and a number that is added to the scores with them (OminiControl).
     """
 
     residuals: tuple[Any, ...] = ()
     branches: tuple[Mapping[int, Callable[[Array], Array]], ...] = ()
     after: tuple[Mapping[int, Callable[[Array], Array]], ...] = ()
     functions: tuple[Mapping[int, Callable[[Array], Array]], ...] = ()
-    conditions: tuple[Any, ...] = ()
+    conditions: tuple[Mapping[int, Callable[[Array, Array], tuple[Array, Array, float]]], ...] = ()
 
     def at(self, hook: str, block: int) -> list[Callable[[Array], Array]]:
         """The functions of one hook at one block."""
@@ -82,6 +83,8 @@ class Runner(ABC):
     both passes take (diffusers' ControlNets); it keeps nothing from one step or picture to the next."""
 
     notes: tuple[str, ...] = ()  # what the user should know
+    image_guidance: float = 1.0  # beyond 1: what its picture changes, changes so many times as much
+    blind: Runner | None = None  # the same with a black picture, where that is asked for
 
     @abstractmethod
     def add(self, step: int, latents: Array, negative: bool) -> Additions:

@@ -158,12 +158,14 @@ def stream(
 class Constants:
     """What every step of every picture of a request shares: `sigmas`, N + 1 floats from 1 to 0, the
     backend's constants of the DiT and of the negative pass (None where there is none), and the networks
-    beside the DiT."""
+    beside the DiT; `blind`: the same without their pictures, where `image_guidance` asks for that pass."""
 
     sigmas: list[float]
     base: Any
     opposite: Any
     runners: list[Runner]
+    blind: list[Runner] | None
+    image_guidance: float
 
 
 def make_constants(request, backend, text, negative, identity, control, controls) -> Constants:
@@ -179,7 +181,17 @@ def make_constants(request, backend, text, negative, identity, control, controls
     if any(map(request.infuses, range(request.num_steps))):
         side = backend.make_infuse_constants(sigmas, width, height, identity, text, control)
         runners.append(Infusion(request, backend, side))
-    return Constants(sigmas, base, opposite, runners)
+    return Constants(sigmas, base, opposite, runners, *turn_blind(runners))
+
+
+def turn_blind(runners: Sequence[Runner]) -> tuple[list[Runner] | None, float]:
+    """The runners of the pass without pictures, and by how much what these change is multiplied."""
+    guidances = {runner.image_guidance for runner in runners if runner.blind is not None}
+    if not guidances:
+        return None, 1.0
+    if len(guidances) > 1:
+        raise InvalidRequest("Several pictures have one image_guidance in common: give all the same number.")
+    return [runner.blind or runner for runner in runners], guidances.pop()
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +224,10 @@ def denoise(
     for step, (sigma, next_sigma) in enumerate(pairwise(constants.sigmas)):
         added = backend.gather(runners, step, latents, negative=False)
         velocity = backend.velocity(constants.base, step, latents, added)
+        if constants.blind is not None:
+            added = backend.gather(constants.blind, step, latents, negative=False)
+            unseen = backend.velocity(constants.base, step, latents, added)
+            velocity = unseen + constants.image_guidance * (velocity - unseen)
         if constants.opposite is not None and step >= request.true_cfg_start_step:
             added = backend.gather(runners, step, latents, negative=True)
             away = backend.velocity(constants.opposite, step, latents, added)

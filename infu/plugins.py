@@ -183,22 +183,33 @@ class PuLID:
 @dataclass(frozen=True)
 class OminiControl:
     """A subject or a spatial condition as more image tokens. `path`: the adapter's LoRA; `image`: the picture
-    it looks at; `position_delta`: rows and columns, in tokens of 16 pixels, by which the picture lies beside
-    the one that is made; `independent`: it sees only itself, so its keys and values are computed once.
+    they are of. `scale`: strength of their attention, 1 as released, 0 as if absent. `position_delta`: rows
+    and columns, in tokens of 16 pixels, by which the picture lies beside the one that is made, (0, 0) on it;
+    None for what a released file of this name was trained with, else (0, 0). `position_scale`: how many of
+    the output's pixels one of its pixels stands for. `independent`: the tokens see only themselves, so their
+    keys and values are computed once: for adapters trained so. `image_guidance` beyond 1: what the picture
+    changes is multiplied so, at the cost of a second pass.
 
     Raises `InvalidRequest` for values out of range, or without a picture.
     """
 
     path: str | Path
     image: Any = picture()
-    position_delta: tuple[int, int] = (0, 0)
+    scale: float = 1.0
+    position_delta: tuple[int, int] | None = None
+    position_scale: float = 1.0
     independent: bool = False
+    image_guidance: float = 1.0
 
     def __post_init__(self):
         check_path("OminiControl", self.path)
+        check_number("OminiControl scale", self.scale, 0.0, 10.0)
+        check_number("OminiControl position_scale", self.position_scale, 0.125, 8.0)
+        check_number("OminiControl image_guidance", self.image_guidance, 0.0, 10.0)
         if self.image is None:
             raise InvalidRequest("OminiControl looks at a picture: give it as image.")
-        delta = check_list("position_delta", self.position_delta)
+        delta = find_delta(Path(self.path).name) if self.position_delta is None else self.position_delta
+        delta = check_list("position_delta", delta)
         if len(delta) != 2:
             raise InvalidRequest(f"position_delta is rows and columns, not {shown(self.position_delta)}.")
         delta = tuple(check_integer("position_delta", tokens, -MAX_DELTA, MAX_DELTA) for tokens in delta)
@@ -206,11 +217,23 @@ class OminiControl:
 
     @property
     def counts(self) -> bool:
-        return True
+        return self.scale != 0
 
     def settings(self) -> dict[str, Any]:
-        values = {"position_delta": list(self.position_delta), "independent": self.independent}
-        return {"ominicontrol": Path(self.path).name} | values
+        names = ("scale", "position_scale", "independent", "image_guidance")
+        values = {name: getattr(self, name) for name in names}
+        named = {"ominicontrol": Path(self.path).name, "position_delta": list(self.position_delta)}
+        return named | values
+
+
+DELTAS = {  # how the names of OminiControl's released files begin -> rows and columns as they were trained
+    "subject_512": (0, 32),
+    "subject_1024": (0, -32),
+}
+
+
+def find_delta(name: str) -> tuple[int, int]:
+    return next((delta for start, delta in DELTAS.items() if name.startswith(start)), (0, 0))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from backends.base import Backend, Text
 from backends.mlx import dit, infusenet, load
 from backends.mlx.lora import Branches, branched, embed_controls, weight_shapes
-from backends.mlx.plugins import ip_adapter
+from backends.mlx.plugins import ip_adapter, ominicontrol
 from backends.mlx.plugins.pulid import MlxPulid
 from backends.mlx.quantise import check_bits
 from backends.mlx.stream import is_in_block, is_modulation
@@ -23,8 +23,8 @@ from infu.mac import choose_offload
 from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.plugins import IPAdapter, Lora, Plugin, PuLID
-from infu.weights.changes import ControlPicture
+from infu.plugins import IPAdapter, Lora, OminiControl, Plugin, PuLID
+from infu.weights.changes import Changes, ControlPicture
 from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile
 
 MAX_CACHE = 1 << 30  # bytes of freed arrays MLX keeps for reuse: a step's activations, not whole networks
@@ -52,6 +52,8 @@ class MlxBackend(Backend):
         self._rest_encoders()  # read all the same: a broken file is reported here, not by the first request
         self._vae = load.load_vae(files.vae, files.base / "vae", self._dtype)
         self._dit = self._loader(load.load_dit, "transformer", files)()
+        self._shapes = weight_shapes(self._dit)  # for LoRAs, also while it has some
+        self._branches: list[Branches] = []  # of the request that is running: its LoRAs', then OminiControl's
         self._infusenet = self._projection = None
         self._text_loras: tuple[tuple[LoraFile, float], ...] = ()
         if files.infusenet is not None:
@@ -175,11 +177,23 @@ class MlxBackend(Backend):
 
     def make_runner(self, plugin: Plugin, run: Run) -> Runner:
         match plugin:
+            case OminiControl():
+                return ominicontrol.make_runner(self, plugin, run)
             case IPAdapter():
                 return ip_adapter.make_runner(self, self._dit, self._dtype, plugin, run)
             case PuLID():
                 return MlxPulid(plugin, self, run)
         raise InvalidRequest(f"This version has no {type(plugin).__name__}. Leave it out.")
+
+    def adapt(self, changes: Changes) -> tuple[nn.Module, Branches, Branches]:
+        """The DiT with one more set of branches, off, until the request is done; these; and its LoRAs'."""
+        loras = self._branches[0]
+        loras.switch(False)  # what it exchanges must be the network's own
+        adapter = Branches(self._dit, [(changes, 1.0)], self._dtype)
+        adapter.switch(False)
+        loras.switch(True)
+        self._branches.append(adapter)
+        return self._dit, adapter, loras
 
     def decode(self, latents: mx.array, width: int, height: int) -> np.ndarray:
         unpacked = unpack_latents(self.numpy(latents), width, height).transpose(0, 2, 3, 1)  # (1, h, w, 16)
@@ -200,23 +214,23 @@ class MlxBackend(Backend):
     @contextmanager
     def plugged(self, plugins: Sequence[Lora]) -> Iterator[list[LoraFile]]:
         files = self.read_loras(plugins)
-        if not files:
-            yield []
-            return
         changes = [(file.changes[TRANSFORMER], scale) for file, scale in files]
-        branches = Branches(self._dit, changes, self._dtype)
+        self._branches = [Branches(self._dit, changes, self._dtype)]
         self._text_loras = tuple((file, scale) for file, scale in files if file.changes_text)
-        self._compile()
+        if files:
+            self._compile()
         try:
             yield [file for file, _ in files]
         finally:
-            branches.detach()
-            self._text_loras = ()
-            self._compile()
+            for branches in reversed(self._branches):
+                branches.detach()
+            self._branches, self._text_loras = [], ()
+            if files:
+                self._compile()
 
     @property
     def module_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        return {TRANSFORMER: weight_shapes(self._dit), CLIP: self._clip.shapes, T5: self._t5.shapes}
+        return {TRANSFORMER: self._shapes, CLIP: self._clip.shapes, T5: self._t5.shapes}
 
     def _rest_encoders(self) -> None:
         """Before the loop, where memory is short: CLIP and T5 go until the next new prompt."""

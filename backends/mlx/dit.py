@@ -16,6 +16,7 @@ from backends.mlx.layers import gelu_tanh, split_heads
 from infu.hooks import NOTHING, Additions
 
 Branch = Callable[[mx.array], mx.array]  # queries (B, H, rows, D / H), float32 -> (B, rows, D)
+Condition = Callable[[mx.array, mx.array], tuple[mx.array, mx.array, float]]  # keys, values (B, H, S, D / H)
 NORM_EPS = 1e-6  # of every norm in this network; MLX's own defaults are 1e-5
 TIME_WIDTH = 256  # sinusoids of a timestep or guidance, 128 frequencies
 ROPE_THETA = 10_000
@@ -95,15 +96,16 @@ class DiT(nn.Module):
         depth = len(self.transformer_blocks)
         doubles = [residuals.doubles for residuals in additions.residuals if residuals.doubles]
         for i, block in enumerate(self.transformer_blocks):
-            hooks = (additions.at("branches", i), additions.at("after", i))
-            img, txt = block(img, txt, *constants.doubles[i], rope, *hooks)
+            hooks = {hook: additions.at(hook, i) for hook in ("branches", "after", "conditions")}
+            img, txt = block(img, txt, *constants.doubles[i], rope, **hooks)
             added = [function(img) for function in additions.at("functions", i)]
             for x in (*added, *(sample_for(samples, i, depth) for samples in doubles)):
                 img = img + x
         x, T = mx.concatenate([txt, img], axis=1), txt.shape[1]  # (B, T + L, D)
         singles = [residuals.singles for residuals in additions.residuals if residuals.singles]
         for i, block in enumerate(self.single_transformer_blocks):
-            x = block(x, constants.singles[i], rope, additions.at("branches", depth + i))
+            hooks = {hook: additions.at(hook, depth + i) for hook in ("branches", "conditions")}
+            x = block(x, constants.singles[i], rope, **hooks)
             added = [function(x[:, T:]) for function in additions.at("functions", depth + i)]
             for y in (*added, *(sample_for(s, i, len(self.single_transformer_blocks)) for s in singles)):
                 x[:, T:] += y
@@ -128,22 +130,27 @@ def make_constants(
     temb = nn.silu(network.time_text_embed(sigmas[:-1], guidance_scale, pooled))  # (N, B, D)
     return Constants(
         txt=network.context_embedder(states),
-        rope=make_rope(states.shape[1], width // 16, height // 16, network.config.axes_dims_rope),
+        rope=make_rope(make_positions(states.shape[1], width, height), network.config.axes_dims_rope),
         doubles=[(block.norm1(temb), block.norm1_context(temb)) for block in network.transformer_blocks],
         singles=[block.norm(temb) for block in network.single_transformer_blocks],
         out=network.norm_out(temb) if "norm_out" in network else None,
     )
 
 
-def make_rope(num_text: int, columns: int, rows: int, axes: Sequence[int]) -> mx.array:
-    """Position (0, 0, 0) for text and (0, row, column) for image tokens -> cos + i sin, complex64
-    (T + L, d / 2). In float64 by numpy, since no GPU of Apple's has it; then rounded once (arXiv 2104.09864).
-    """
+def make_positions(num_text: int, width: int, height: int) -> np.ndarray:
+    """Position (0, 0, 0) for text and (0, row, column) for image tokens of 16 pixels, (T + L, 3)."""
+    rows, columns = height // 16, width // 16
     positions = np.zeros((num_text + rows * columns, 3))
     positions[num_text:, 1] = np.repeat(np.arange(rows), columns)
     positions[num_text:, 2] = np.tile(np.arange(columns), rows)
+    return positions
+
+
+def make_rope(positions: np.ndarray, axes: Sequence[int]) -> mx.array:
+    """Positions (S, 3) -> cos + i sin, complex64 (S, d / 2). In float64 by numpy, since no GPU of Apple's has
+    it; then rounded once (arXiv 2104.09864)."""
     angles = [
-        positions[:, axis, None] * ROPE_THETA ** -(np.arange(0, size, 2) / size)  # (T + L, size / 2)
+        positions[:, axis, None] * ROPE_THETA ** -(np.arange(0, size, 2) / size)  # (S, size / 2)
         for axis, size in enumerate(axes)
     ]
     return mx.array(np.exp(1j * np.concatenate(angles, axis=1)).astype(np.complex64))
@@ -226,17 +233,21 @@ class DoubleBlock(nn.Module):
         rope: mx.array,
         branches: Sequence[Branch] = (),
         after: Sequence[Branch] = (),
+        conditions: Sequence[Condition] = (),
     ) -> tuple[mx.array, mx.array]:
         """img (B, L, D), txt (B, T, D) -> both again. The hooks are `Additions`'s, of this block."""
-        img_shift, img_scale, img_gate, *img_mlp = mx.split(img_mod, 6, axis=-1)
+        img_shift, img_scale, *img_rest = mx.split(img_mod, 6, axis=-1)
         txt_shift, txt_scale, txt_gate, *txt_mlp = mx.split(txt_mod, 6, axis=-1)
         x, c = modulated_norm(img, img_shift, img_scale), modulated_norm(txt, txt_shift, txt_scale)
-        x, c, query = self.attn(x, c, rope, branches)
-        img, txt = img + img_gate * x, txt + txt_gate * c
-        img = feed(self.ff, img, *img_mlp)
+        x, c, query = self.attn(x, c, rope, branches, conditions)
+        img = self.finish(img, x, *img_rest)
         for branch in after:
             img = img + branch(query)
-        return img, feed(self.ff_context, txt, *txt_mlp)
+        return img, feed(self.ff_context, txt + txt_gate * c, *txt_mlp)
+
+    def finish(self, img: mx.array, y: mx.array, gate: mx.array, *mlp: mx.array) -> mx.array:
+        """Image tokens (B, L, D) after the block in which their attention's output is `y`."""
+        return feed(self.ff, img + gate * self.attn.to_out[0](y), *mlp)
 
 
 def feed(ff: nn.Module, x: mx.array, shift: mx.array, scale: mx.array, gate: mx.array) -> mx.array:
@@ -258,24 +269,27 @@ class JointAttention(nn.Module):
         self.to_add_out = nn.Linear(D, D)
 
     def __call__(
-        self, img: mx.array, txt: mx.array, rope: mx.array, branches: Sequence[Branch]
+        self,
+        img: mx.array,
+        txt: mx.array,
+        rope: mx.array,
+        branches: Sequence[Branch],
+        conditions: Sequence[Condition],
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """img (B, L, D), txt (B, T, D) -> both again, and the image's queries before RoPE."""
+        """img (B, L, D), txt (B, T, D) -> the image's before `to_out`, the text's after it, and the image's
+        queries before RoPE."""
         T, H = txt.shape[1], self.num_heads
-        img_q, img_k = (
-            normed_heads(self.norm_q, self.to_q(img), H),
-            normed_heads(self.norm_k, self.to_k(img), H),
-        )
+        img_q, img_k, img_v = project(self, img)
         txt_q = normed_heads(self.norm_added_q, self.add_q_proj(txt), H)
         txt_k = normed_heads(self.norm_added_k, self.add_k_proj(txt), H)
         q = mx.concatenate([txt_q, img_q], axis=2)  # (B, H, T + L, D / H)
         k = mx.concatenate([txt_k, img_k], axis=2)
-        v = split_heads(mx.concatenate([self.add_v_proj(txt), self.to_v(img)], axis=1), H)
-        x = attention(q, k, v, rope)  # (B, T + L, D)
+        v = mx.concatenate([split_heads(self.add_v_proj(txt), H), img_v], axis=2)
+        x = attention(q, k, v, rope, conditions)  # (B, T + L, D)
         own = x[:, T:]
         for branch in branches:
             own = own + branch(img_q)
-        return self.to_out[0](own), self.to_add_out(x[:, :T]), img_q
+        return own, self.to_add_out(x[:, :T]), img_q
 
 
 class FeedForward(nn.Module):
@@ -308,14 +322,21 @@ class SingleBlock(nn.Module):
         self.proj_out = nn.Linear(5 * D, D)
 
     def __call__(
-        self, x: mx.array, modulation: mx.array, rope: mx.array, branches: Sequence[Branch] = ()
+        self,
+        x: mx.array,
+        modulation: mx.array,
+        rope: mx.array,
+        branches: Sequence[Branch] = (),
+        conditions: Sequence[Condition] = (),
     ) -> mx.array:
         """x (B, T + L, D), text first -> the same again."""
         shift, scale, gate = mx.split(modulation, 3, axis=-1)
-        y = modulated_norm(x, shift, scale)
-        y = mx.concatenate(
-            [self.attn(y, rope, branches), gelu_tanh(self.proj_mlp(y))], axis=-1
-        )  # (B, T + L, 5 D)
+        h = modulated_norm(x, shift, scale)
+        return self.finish(x, h, self.attn(h, rope, branches, conditions), gate)
+
+    def finish(self, x: mx.array, h: mx.array, y: mx.array, gate: mx.array) -> mx.array:
+        """x (B, S, D) after the block in which its norm is `h` and its attention's output `y`."""
+        y = mx.concatenate([y, gelu_tanh(self.proj_mlp(h))], axis=-1)  # (B, S, 5 D)
         return x + gate * self.proj_out(y)
 
 
@@ -327,13 +348,21 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = nn.RMSNorm(d, eps=NORM_EPS), nn.RMSNorm(d, eps=NORM_EPS)
         self.to_q, self.to_k, self.to_v = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
 
-    def __call__(self, x: mx.array, rope: mx.array, branches: Sequence[Branch]) -> mx.array:
-        H = self.num_heads
-        q, k = normed_heads(self.norm_q, self.to_q(x), H), normed_heads(self.norm_k, self.to_k(x), H)
-        y = attention(q, k, split_heads(self.to_v(x), H), rope)
+    def __call__(
+        self, x: mx.array, rope: mx.array, branches: Sequence[Branch], conditions: Sequence[Condition]
+    ) -> mx.array:
+        q, k, v = project(self, x)
+        y = attention(q, k, v, rope, conditions)
         for branch in branches:
             y = y + branch(q)
         return y
+
+
+def project(attn: nn.Module, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Modulated image tokens (of a single block: any) (B, S, D) -> queries, keys, values (B, H, S, D / H)."""
+    H = attn.num_heads
+    q, k = normed_heads(attn.norm_q, attn.to_q(x), H), normed_heads(attn.norm_k, attn.to_k(x), H)
+    return q, k, split_heads(attn.to_v(x), H)
 
 
 def normed_heads(norm: nn.Module, x: mx.array, num_heads: int) -> mx.array:
@@ -341,10 +370,24 @@ def normed_heads(norm: nn.Module, x: mx.array, num_heads: int) -> mx.array:
     return norm(split_heads(x, num_heads).astype(mx.float32))
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, rope: mx.array) -> mx.array:
+def attention(
+    q: mx.array, k: mx.array, v: mx.array, rope: mx.array, conditions: Sequence[Condition] = ()
+) -> mx.array:
     """q, k float32, v (B, H, S, d) -> (B, S, H d) in v's dtype."""
     q, k = rotate(q, rope).astype(v.dtype), rotate(k, rope).astype(v.dtype)
-    x = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+    return attend(q, (k, v, 0.0), *(condition(k, v) for condition in conditions))
+
+
+def attend(q: mx.array, *seen: tuple[mx.array, mx.array, float]) -> mx.array:
+    """q (B, H, L, d) over groups of keys and values (B, H, S, d), each with a number that is added to all its
+    scores -> (B, L, H d)."""
+    keys, values, numbers = zip(*seen, strict=True)
+    k, v = (group[0] if len(group) == 1 else mx.concatenate(group, axis=2) for group in (keys, values))
+    bias = None
+    if any(numbers):
+        parts = [mx.full((1, k.shape[2]), x, q.dtype) for k, x in zip(keys, numbers, strict=True)]
+        bias = mx.concatenate(parts, axis=1)
+    x = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=bias)
     return x.transpose(0, 2, 1, 3).flatten(2)
 
 

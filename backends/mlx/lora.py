@@ -33,7 +33,7 @@ Branch = Callable[[nn.Module, mx.array, mx.array], mx.array]  # layer, input, ou
 
 
 class Branched(nn.Module):
-    """`layer` with branches."""
+    """`layer` with branches, each beside those it is one of: it counts while they are on."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -41,32 +41,43 @@ class Branched(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         total = output = self.layer(x)
-        for branch in self.branches:
-            total = total + branch(self.layer, x, output)
+        for owner, branch in self.branches:
+            if owner.on:
+                total = total + branch(self.layer, x, output)
         return total
 
 
 class Branches:
-    """The branches of one request on one network, until `detach`: (changes, scale) for each LoRA."""
+    """The branches of one request on one network, until `detach`: (changes, scale) for each LoRA. Several of
+    these may be on one network, of which any may be off."""
 
     def __init__(self, network: nn.Module, loras: Iterable[tuple[Changes, float]], dtype: mx.Dtype):
-        self.network = network
-        self._branched: dict[str, Branched] = {}
-        self._exchanged: list[tuple[nn.Module, str, mx.array]] = []
+        self.network, self.on = network, True
+        self._names: list[str] = []
+        self._exchanged: list[tuple[nn.Module, str, mx.array, mx.array]] = []  # its weight before, and now
         for changes, scale in loras:
             maker = BranchMaker(lambda name: whole(self._layer(name)), changes, scale, dtype)
             for name, change in changes.items():
                 if isinstance(self._layer(name), LINEAR):
-                    self._at(name).branches.append(maker.make(name))
+                    self._at(name).branches.append((self, maker.make(name)))
                 else:
                     self._exchange(self._layer(name), change, scale)
 
+    def switch(self, on: bool) -> None:
+        """Whether they count. What is not on is as if it were not there."""
+        if on != self.on:
+            for module, leaf, before, now in self._exchanged if on else reversed(self._exchanged):
+                module[leaf] = now if on else before
+        self.on = on
+
     def detach(self) -> None:
-        for name, branched in self._branched.items():
-            replace_module(self.network, name, branched.layer)
-        for module, leaf, array in reversed(self._exchanged):
-            module[leaf] = array
-        self._branched, self._exchanged = {}, []
+        self.switch(False)
+        for name in self._names:
+            branched = find_module(self.network, name)
+            branched.branches = [own for own in branched.branches if own[0] is not self]
+            if not branched.branches:
+                replace_module(self.network, name, branched.layer)
+        self._names, self._exchanged = [], []
 
     def _layer(self, name: str) -> nn.Module:
         """A layer as it is without branches."""
@@ -74,16 +85,19 @@ class Branches:
         return found.layer if isinstance(found, Branched) else found
 
     def _at(self, name: str) -> Branched:
-        if name not in self._branched:
-            self._branched[name] = Branched(self._layer(name))
-            replace_module(self.network, name, self._branched[name])
-        return self._branched[name]
+        found = find_module(self.network, name)
+        if not isinstance(found, Branched):
+            found = Branched(found)
+            replace_module(self.network, name, found)
+        if name not in self._names:
+            self._names.append(name)
+        return found
 
     def _exchange(self, module: nn.Module, change: Change, scale: float) -> None:
         """Give a norm or an embedding its changed weight and bias."""
         changed = {}
         if isinstance(change.matrix, Replacement):
-            befores = (w for other, leaf, w in self._exchanged if other is module and leaf == "weight")
+            befores = (w for other, leaf, w, _ in self._exchanged if other is module and leaf == "weight")
             own = next(befores, module["weight"]).astype(mx.float32)  # as it is without other LoRAs
             changed["weight"] = scale * (to_array(change.matrix.values, mx.float32) - own)
         elif change.matrix is not None:
@@ -93,8 +107,20 @@ class Branches:
             changed["bias"] = scale * to_array(change.bias, mx.float32)
         for leaf, difference in changed.items():
             before = module[leaf]
-            self._exchanged.append((module, leaf, before))
             module[leaf] = (before.astype(mx.float32) + difference).astype(before.dtype)
+            self._exchanged.append((module, leaf, before, module[leaf]))
+
+
+@contextmanager
+def exchanged(own: Branches, others: Branches) -> Iterator[None]:
+    """Within, the branches `own` count and `others`, on the same network, do not."""
+    others.switch(False)
+    own.switch(True)
+    try:
+        yield
+    finally:
+        own.switch(False)
+        others.switch(True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from backends.base import Backend, Text
 from backends.pytorch import dit, infusenet, load
 from backends.pytorch.load import load_network
 from backends.pytorch.lora import Branches, embed_controls
-from backends.pytorch.plugins import ip_adapter
+from backends.pytorch.plugins import ip_adapter, ominicontrol
 from backends.pytorch.plugins.pulid import PytorchPulid
 from backends.pytorch.resident import Resident
 from infu.cache import digest
@@ -22,8 +22,8 @@ from infu.errors import InvalidRequest, NotEnoughMemory
 from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.plugins import IPAdapter, Lora, Plugin, PuLID
-from infu.weights.changes import ControlPicture
+from infu.plugins import IPAdapter, Lora, OminiControl, Plugin, PuLID
+from infu.weights.changes import Changes, ControlPicture
 from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile
 
 
@@ -72,6 +72,7 @@ class PytorchBackend(Backend):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = dtype or fastest_dtype(self.device)
         self._branches, self._text_loras = self._make_branches(()), ()
+        self._adapters: list[Branches] = []  # OminiControl's, of the request that is running
         if offload == "sequential" and quantize and self.device == "cpu":
             raise InvalidRequest(
                 'On a CPU offload="sequential" reads layers from their files as they are, so it cannot be '
@@ -216,11 +217,19 @@ class PytorchBackend(Backend):
     @on_device
     def make_runner(self, plugin: Plugin, run: Run) -> Runner:
         match plugin:
+            case OminiControl():
+                return ominicontrol.make_runner(self, plugin, run)
             case IPAdapter():
                 return ip_adapter.make_runner(self, self._dit.arrive(), plugin, run)
             case PuLID():
                 return PytorchPulid(plugin, self, run)
         raise InvalidRequest(f"This version has no {type(plugin).__name__}. Leave it out.")
+
+    def adapt(self, changes: Changes) -> tuple[nn.Module, Branches, Branches]:
+        """The DiT with one more set of branches, off, until the request is done; these; and its LoRAs'."""
+        adapter = Branches([(changes, 1.0)], self.device, on=False)
+        self._adapters.append(adapter)
+        return adapter.attach(self._dit.arrive()), adapter, self._branches[TRANSFORMER]
 
     gather = on_device(Backend.gather)
 
@@ -251,8 +260,9 @@ class PytorchBackend(Backend):
         try:
             yield [file for file, _ in files]
         finally:
-            for branches in self._branches.values():
+            for branches in (*self._branches.values(), *self._adapters):
                 branches.detach()
+            self._adapters = []
             self._branches, self._text_loras = self._make_branches(()), ()
             self._rest_denoiser()
             if self.offload:

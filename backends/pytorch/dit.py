@@ -34,6 +34,9 @@ class Modulation:
 
 
 Branch = Callable[[Tensor], Tensor]  # queries (B, rows, H, D / H) -> (B, rows, D)
+Condition = Callable[
+    [Tensor, Tensor], tuple[Tensor, Tensor, float]
+]  # keys, values (B, S, H, D / H), a number
 Pair = tuple[Modulation, Modulation]  # of a block's attention and of its MLP
 
 
@@ -73,45 +76,56 @@ def make_constants(
 ) -> Constants:
     """`states` (1, T, joint width) and `pooled` (1, P) in the network's dtype; `sigmas` N + 1 floats, the
     last one (0) is the end and no step. `guidance_scale` is not used where the config has no guidance."""
-    dtype = network.dtype
-    timestep = (torch.tensor(sigmas[:-1], device=states.device) * 1000).to(dtype) / 1000  # as released
-    timestep = timestep * 1000  # (N,)
-    if network.config.guidance_embeds:
-        guidance = torch.tensor([guidance_scale], device=states.device).to(dtype) * 1000
-        temb = network.time_text_embed(timestep, guidance, pooled)  # (N, D)
-    else:
-        temb = network.time_text_embed(timestep, pooled)  # (N, D)
-    temb = F.silu(temb)
+    temb = embed_time(network, sigmas[:-1], pooled, guidance_scale)
     doubles = [
         (modulate_twice(block.norm1.linear(temb)), modulate_twice(block.norm1_context.linear(temb)))
         for block in network.transformer_blocks
     ]
-    singles = []
-    for block in network.single_transformer_blocks:
-        shift, scale, gate = block.norm.linear(temb).chunk(3, dim=-1)
-        singles.append(Modulation(shift, scale + 1, gate))
+    singles = [modulate(block.norm.linear(temb)) for block in network.single_transformer_blocks]
     out = None
     if hasattr(network, "norm_out"):
         scale, shift = network.norm_out.linear(temb).chunk(2, dim=-1)  # diffusers' order, not BFL's
         out = Modulation(shift, scale + 1, None)
-    rope = make_rope(network, states.shape[1], width, height, states.device)
-    return Constants(network.context_embedder(states), rope, doubles, singles, out)
+    ids = torch.cat(
+        [states.new_zeros(states.shape[1], 3, dtype=torch.float32), make_ids(width, height, states.device)]
+    )
+    return Constants(network.context_embedder(states), make_rope(network, ids), doubles, singles, out)
 
 
-def modulate_twice(values: Tensor) -> tuple[Modulation, Modulation]:
+def embed_time(network: nn.Module, sigmas: Sequence[float], pooled: Tensor, guidance_scale: float) -> Tensor:
+    """What every modulation is made of, (N, D) of N `sigmas`."""
+    timestep = (torch.tensor(sigmas, device=pooled.device) * 1000).to(network.dtype) / 1000  # as released
+    timestep = timestep * 1000  # (N,)
+    if not network.config.guidance_embeds:
+        return F.silu(network.time_text_embed(timestep, pooled))
+    guidance = torch.tensor([guidance_scale], device=pooled.device).to(network.dtype) * 1000
+    return F.silu(network.time_text_embed(timestep, guidance, pooled))
+
+
+def modulate(values: Tensor) -> Modulation:
+    """(N, 3 D) -> the modulation."""
+    shift, scale, gate = values.chunk(3, dim=-1)
+    return Modulation(shift, scale + 1, gate)
+
+
+def modulate_twice(values: Tensor) -> Pair:
     """(N, 6 D) -> the modulation of the attention and of the MLP."""
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = values.chunk(6, dim=-1)
-    return Modulation(shift, scale + 1, gate), Modulation(mlp_shift, mlp_scale + 1, mlp_gate)
+    attn, mlp = values.chunk(2, dim=-1)
+    return modulate(attn), modulate(mlp)
 
 
-def make_rope(network: nn.Module, num_text: int, width: int, height: int, device) -> tuple[Tensor, Tensor]:
-    """Positions (0, 0, 0) for text and (0, row, column) for image tokens of 16 pixels -> cos, sin."""
+def make_ids(width: int, height: int, device) -> Tensor:
+    """The positions (0, row, column) of a picture's tokens of 16 pixels, row by row, (L, 3)."""
     rows, columns = height // 16, width // 16
-    ids = torch.zeros(num_text + rows * columns, 3, device=device)
-    grid = ids[num_text:].view(rows, columns, 3)
-    grid[..., 1] = torch.arange(rows, device=device)[:, None]
-    grid[..., 2] = torch.arange(columns, device=device)
-    cos, sin = network.pos_embed(ids)  # float32 (T + L, d), each number twice
+    ids = torch.zeros(rows, columns, 3, device=device)
+    ids[..., 1] = torch.arange(rows, device=device)[:, None]
+    ids[..., 2] = torch.arange(columns, device=device)
+    return ids.flatten(0, 1)
+
+
+def make_rope(network: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (S, 3), those of text (0, 0, 0) -> cos, sin."""
+    cos, sin = network.pos_embed(ids)  # float32 (S, d), each number twice
     return cos[:, None, ::2].contiguous(), sin[:, None, ::2].contiguous()
 
 
@@ -126,7 +140,7 @@ def velocity(
         img = img + constants.control
     doubles = [residuals.doubles for residuals in additions.residuals if residuals.doubles]
     for i, block in enumerate(blocks):
-        hooks = {"branches": additions.at("branches", i), "after": additions.at("after", i)}
+        hooks = {hook: additions.at(hook, i) for hook in ("branches", "after", "conditions")}
         img, txt = run(
             dit, double_block, block, img, txt, constants.doubles[i], step, constants.rope, **hooks
         )
@@ -136,7 +150,7 @@ def velocity(
     x, T = torch.cat([txt, img], dim=1), txt.shape[1]  # (1, T + L, D)
     singles = [residuals.singles for residuals in additions.residuals if residuals.singles]
     for i, block in enumerate(dit.single_transformer_blocks):
-        hooks = {"branches": additions.at("branches", depth + i)}
+        hooks = {hook: additions.at(hook, depth + i) for hook in ("branches", "conditions")}
         x = run(dit, single_block, block, x, constants.singles[i], step, constants.rope, **hooks)
         added = [function(x[:, T:]) for function in additions.at("functions", depth + i)]
         for y in (*added, *(sample_for(s, i, len(dit.single_transformer_blocks)) for s in singles)):
@@ -171,26 +185,21 @@ def double_block(
     rope,
     branches: Sequence[Branch] = (),
     after: Sequence[Branch] = (),
+    conditions: Sequence[Condition] = (),
 ) -> tuple[Tensor, Tensor]:
     """img (1, L, D), txt (1, T, D) -> both again. The hooks are `Additions`'s, of this block."""
-    (img_attn, img_mlp), (txt_attn, txt_mlp) = modulations
+    (img_attn, _), (txt_attn, txt_mlp) = modulations
     attn, T = block.attn, txt.shape[1]
-    x, c = norm(img, img_attn, step), norm(txt, txt_attn, step)
-
-    q = torch.cat(
-        [attn.norm_added_q(heads(attn, attn.add_q_proj(c))), attn.norm_q(heads(attn, attn.to_q(x)))], 1
+    pairs = zip(
+        project_text(attn, norm(txt, txt_attn, step)), project(attn, norm(img, img_attn, step)), strict=True
     )
-    k = torch.cat(
-        [attn.norm_added_k(heads(attn, attn.add_k_proj(c))), attn.norm_k(heads(attn, attn.to_k(x)))], 1
-    )
-    v = torch.cat([heads(attn, attn.add_v_proj(c)), heads(attn, attn.to_v(x))], dim=1)  # (1, T + L, H, D / H)
-    y = attention(q, k, v, rope)  # (1, T + L, D)
+    q, k, v = (torch.cat(pair, dim=1) for pair in pairs)  # (1, T + L, H, D / H)
+    y = attention(q, k, v, rope, conditions)  # (1, T + L, D)
     own, query = y[:, T:], q[:, T:]
     for branch in branches:
         own = own + branch(query)
 
-    img = torch.addcmul(img, img_attn.gate[step], attn.to_out[0](own))
-    img = torch.addcmul(img, img_mlp.gate[step], block.ff(norm(img, img_mlp, step)))
+    img = finish_double(block, img, own, modulations[0], step)
     for branch in after:
         img = img + branch(query)
     txt = torch.addcmul(txt, txt_attn.gate[step], attn.to_add_out(y[:, :T]))
@@ -198,18 +207,52 @@ def double_block(
     return img, finite_text(txt)
 
 
+def finish_double(block: nn.Module, img: Tensor, y: Tensor, modulations: Pair, step: int) -> Tensor:
+    """Image tokens (1, L, D) after the double block in which their attention's output is `y`."""
+    attn, mlp = modulations
+    img = torch.addcmul(img, attn.gate[step], block.attn.to_out[0](y))
+    return torch.addcmul(img, mlp.gate[step], block.ff(norm(img, mlp, step)))
+
+
 def single_block(
-    block: nn.Module, x: Tensor, modulation: Modulation, step: int, rope, branches: Sequence[Branch] = ()
+    block: nn.Module,
+    x: Tensor,
+    modulation: Modulation,
+    step: int,
+    rope,
+    branches: Sequence[Branch] = (),
+    conditions: Sequence[Condition] = (),
 ) -> Tensor:
     """x (1, T + L, D), text first -> the same again."""
-    attn = block.attn
     h = norm(x, modulation, step)
-    q, k = attn.norm_q(heads(attn, attn.to_q(h))), attn.norm_k(heads(attn, attn.to_k(h)))
-    y = attention(q, k, heads(attn, attn.to_v(h)), rope)
+    q, k, v = project(block.attn, h)
+    y = attention(q, k, v, rope, conditions)
     for branch in branches:
         y = y + branch(q)
+    return finish_single(block, x, h, y, modulation, step)
+
+
+def finish_single(
+    block: nn.Module, x: Tensor, h: Tensor, y: Tensor, modulation: Modulation, step: int
+) -> Tensor:
+    """x (1, S, D) after the single block in which its norm is `h` and its attention's output `y`."""
     y = block.proj_out(torch.cat([y, F.gelu(block.proj_mlp(h), approximate="tanh")], dim=-1))
     return finite_text(torch.addcmul(x, modulation.gate[step], y))
+
+
+def project(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Modulated image tokens (of a single block: any) (1, S, D) -> queries, keys, values (1, S, H, D / H)."""
+    q, k = attn.norm_q(heads(attn, attn.to_q(x))), attn.norm_k(heads(attn, attn.to_k(x)))
+    return q, k, heads(attn, attn.to_v(x))
+
+
+def project_text(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a double block's text tokens, which have weights of their own there."""
+    q, k = (
+        attn.norm_added_q(heads(attn, attn.add_q_proj(x))),
+        attn.norm_added_k(heads(attn, attn.add_k_proj(x))),
+    )
+    return q, k, heads(attn, attn.add_v_proj(x))
 
 
 def norm(x: Tensor, modulation: Modulation, step: int) -> Tensor:
@@ -221,10 +264,23 @@ def heads(attn: nn.Module, x: Tensor) -> Tensor:
     return x.unflatten(-1, (attn.heads, -1))  # (B, L, H, D / H)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor], conditions: Sequence[Condition] = ()
+) -> Tensor:
     """q, k, v (B, L, H, d) -> (B, L, H d); positions by rotation, in float32."""
     q, k = rotate(q, rope), rotate(k, rope)
-    y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return attend(q, (k, v, 0.0), *(condition(k, v) for condition in conditions))
+
+
+def attend(q: Tensor, *seen: tuple[Tensor, Tensor, float]) -> Tensor:
+    """q (B, L, H, d) over groups of keys and values (B, S, H, d), each with a number that is added to all its
+    scores -> (B, L, H d)."""
+    keys, values, numbers = zip(*seen, strict=True)
+    k, v = (group[0] if len(group) == 1 else torch.cat(group, dim=1) for group in (keys, values))
+    bias = None
+    if any(numbers):
+        bias = torch.cat([k.new_full((1, k.shape[1]), x) for k, x in zip(keys, numbers, strict=True)], dim=1)
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
     return y.transpose(1, 2).flatten(2)
 
 

@@ -5,7 +5,8 @@ copy of a weight, and taking it away leaves the network as it was, bit for bit. 
 computed from its own output, so their order does not matter.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,10 +31,10 @@ Branch = Callable[[nn.Module, Tensor, Tensor], Tensor]  # module, input, output 
 
 
 class Branches:
-    """The branches of a request on one network: (changes, scale) for each LoRA."""
+    """The branches of a request on one network: (changes, scale) for each LoRA. They count while `on`."""
 
-    def __init__(self, loras: Iterable[tuple[Changes, float]], device: str):
-        self._loras, self._device = [lora for lora in loras if lora[0]], device
+    def __init__(self, loras: Iterable[tuple[Changes, float]], device: str, on: bool = True):
+        self._loras, self._device, self.on = [lora for lora in loras if lora[0]], device, on
         self._network: nn.Module | None = None
         self._handles = []
 
@@ -47,7 +48,7 @@ class Branches:
                 for name in changes:
                     branches.setdefault(name, []).append(maker.make(name))
             for name, own in branches.items():
-                self._handles.append(network.get_submodule(name).register_forward_hook(make_hook(own)))
+                self._handles.append(network.get_submodule(name).register_forward_hook(self._hook(own)))
             self._network = network
         return network
 
@@ -56,15 +57,24 @@ class Branches:
             handle.remove()
         self._handles, self._network = [], None
 
+    def _hook(self, branches: list[Branch]) -> Callable[..., Tensor]:
+        def add_branches(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            total = output
+            for branch in branches if self.on else ():
+                total = total + branch(module, inputs[0], output)
+            return total
 
-def make_hook(branches: list[Branch]):
-    def add_branches(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        total = output
-        for branch in branches:
-            total = total + branch(module, inputs[0], output)
-        return total
+        return add_branches
 
-    return add_branches
+
+@contextmanager
+def exchanged(own: Branches, others: Branches) -> Iterator[None]:
+    """Within, the branches `own` count and `others`, on the same network, do not."""
+    own.on, others.on = True, False
+    try:
+        yield
+    finally:
+        own.on, others.on = False, True
 
 
 class BranchMaker:
