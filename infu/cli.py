@@ -104,12 +104,19 @@ def batch(
 
 @app.command()
 @spread
-def download(model: ModelOptions, output: OutputOptions) -> None:
+def download(
+    model: ModelOptions,
+    output: OutputOptions,
+    ip_adapter: Annotated[
+        list[str] | None,
+        typer.Option("--ip_adapter", help="Besides, xlabs or instantx with its image encoder; repeat."),
+    ] = None,
+) -> None:
     """Fetch FLUX.1-dev and InfiniteYou, or those named.
 
     Into the hub's cache (HF_HOME moves it); what is there already is kept, and needs no request.
     """
-    from infu.models import BASE, INFINITE_YOU, fetch_recogniser, locate
+    from infu.models import BASE, INFINITE_YOU, fetch_ip_adapter, fetch_recogniser, locate
 
     with reported(output):
         paths = {name: getattr(model, name) for name in PATHS}
@@ -118,6 +125,9 @@ def download(model: ModelOptions, output: OutputOptions) -> None:
         with downloading(output):
             files = locate(model_version=model.model_version, **paths)
             fetch_recogniser(files)
+            for name in ip_adapter or ():
+                published = fetch_ip_adapter(name)
+                say(f"{published.repo} is here ({published.licence}).", output)
         values = {"name": files.name, "model_version": files.model_version}
         typer.echo(json.dumps(values) if output.json else f"{files.name} is here, whole.")
 

@@ -5,12 +5,14 @@ A negative pass sees what the adapter was trained with there: XLabs' a black pic
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from infu.errors import InvalidRequest
 from infu.hooks import NOTHING, Additions, Run, Steady
 from infu.images import read_photo
+from infu.models import find_image_encoder
 from infu.plugins import IPAdapter
 from infu.weights.ip_adapter import AdapterFile
 
@@ -21,34 +23,33 @@ def make_runner(
     plugin: IPAdapter,
     run: Run,
     file: AdapterFile,
-    encode: Callable[[np.ndarray], np.ndarray],
+    encode: Callable[[Path, np.ndarray], np.ndarray],
     attend: Callable[[np.ndarray, float], Additions],
 ) -> Steady:
-    """`encode`: a picture, uint8 RGB (H, W, 3), through the plug-in's image encoder -> (1, E); `attend`:
+    """`encode`: the folder of an image encoder and a picture, uint8 RGB (H, W, 3) -> (1, E); `attend`:
     vectors (k, E) and a scale -> what the adapter adds."""
+
+    def see(picture: np.ndarray) -> np.ndarray:
+        return encode(find_image_encoder(plugin.image_encoder, file.instantx), picture)
+
     vectors = plugin.image_embeds
     if vectors is None:
-        vectors = np.concatenate([encode(read_photo(image)) for image in plugin.images])
+        vectors = np.concatenate([see(read_photo(image)) for image in plugin.images])
     positive, negative = attend(check(vectors, file), plugin.scale), NOTHING
     if run.negative is not None and plugin.negative_scale != 0:
-        vectors = make_negative(plugin, file, encode)
+        vectors = make_negative(plugin, file, see)
         negative = attend(check(vectors, file), plugin.negative_scale)
     num_steps = run.num_steps
     steps = [i for i in range(num_steps) if plugin.start <= i / num_steps <= plugin.end]
     return Steady(frozenset(steps), positive, negative)
 
 
-def make_negative(plugin: IPAdapter, file: AdapterFile, encode: Callable) -> np.ndarray:
+def make_negative(plugin: IPAdapter, file: AdapterFile, see: Callable) -> np.ndarray:
     if plugin.negative_image_embeds is not None:
         return plugin.negative_image_embeds
     if file.instantx:
         return np.zeros((1, file.embedding_size), np.float32)
-    if plugin.image_encoder is None:
-        raise InvalidRequest(
-            "In a negative pass XLabs' IP-Adapter sees a black picture: give CLIP's folder as image_encoder "
-            "(or that picture's vector as negative_image_embeds)."
-        )
-    return encode(BLACK)
+    return see(BLACK)
 
 
 def check(vectors: np.ndarray, file: AdapterFile) -> np.ndarray:

@@ -36,8 +36,48 @@ OWN_REPOSITORY = ("config.json", "diffusion_pytorch_model*.safetensors*", "model
 APPEARANCE = "appearance.onnx"
 ARCFACE = "recognition_arcface_ir_se50.pth"
 ARCFACE_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{ARCFACE}"
+FLUX_LICENCE = "FLUX.1 [dev] Non-Commercial License"
 DEFAULTS = ("width", "height", "num_steps")  # what a base may name in generation_defaults.json
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Something on the hub beside the base and InfiniteYou, and those of its files that are used."""
+
+    repo: str
+    licence: str
+    files: tuple[str, ...] = OWN_REPOSITORY
+
+
+XLABS_CONTROLNETS = "XLabs-AI/flux-controlnet-collections"
+CONTROLNETS = {  # what a user may call them -> where they are
+    "union-pro-2": Published("Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0", FLUX_LICENCE),
+    "union-pro": Published("Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro", FLUX_LICENCE),
+    "union": Published("InstantX/FLUX.1-dev-Controlnet-Union", FLUX_LICENCE),
+    "canny": Published("InstantX/FLUX.1-dev-Controlnet-Canny", FLUX_LICENCE),
+    "depth": Published("Shakker-Labs/FLUX.1-dev-ControlNet-Depth", FLUX_LICENCE),
+    **{
+        f"xlabs-{kind}": Published(
+            XLABS_CONTROLNETS, FLUX_LICENCE, (f"flux-{kind}-controlnet-v3.safetensors",)
+        )
+        for kind in ("canny", "depth", "hed")
+    },
+}
+PREPROCESSED = ("config.json", "preprocessor_config.json", "model.safetensors")
+HINT_MODELS = {  # of infu/hints.py
+    "depth": Published("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0", PREPROCESSED),
+    "pose": Published("usyd-community/vitpose-base-simple", "Apache-2.0", PREPROCESSED),
+    "people": Published("PekingU/rtdetr_r50vd", "Apache-2.0", PREPROCESSED),  # whose poses are wanted
+}
+
+IP_ADAPTERS = {
+    "xlabs": Published("XLabs-AI/flux-ip-adapter-v2", FLUX_LICENCE, ("ip_adapter.safetensors",)),
+    "xlabs-v1": Published("XLabs-AI/flux-ip-adapter", FLUX_LICENCE, ("ip_adapter.safetensors",)),
+    "instantx": Published("InstantX/FLUX.1-dev-IP-Adapter", FLUX_LICENCE, ("ip-adapter.bin",)),
+}
+CLIP_VISION = Published("openai/clip-vit-large-patch14", "MIT", PREPROCESSED)
+SIGLIP = Published("google/siglip-so400m-patch14-384", "Apache-2.0", PREPROCESSED)
 
 
 @dataclass(frozen=True)
@@ -160,6 +200,58 @@ def versioned(
 
 
 # Where things are.
+
+
+def find_published(
+    what: str, source: str | Path, known: dict[str, Published], files: Iterable[str], fetch: bool = True
+) -> Path:
+    """A plug-in's folder or file: a path, a name of `known`, or a hub id, of which `files` are fetched.
+    `what` names it in errors. Raises `UnknownName`, `MissingFile`, `DownloadError`."""
+    if isinstance(source, str) and source in known and not Path(source).exists():
+        published = known[source]
+        folder = find_repo(published.repo, list(published.files), fetch)
+        return folder / published.files[0] if len(published.files) == 1 else folder
+    if isinstance(source, str) and re.fullmatch(r"[\w-]+", source) and not Path(source).exists():
+        raise UnknownName(what, source, known)
+    return local_path(source, what) or find_repo(str(source), list(files), fetch)
+
+
+def find_controlnet(source: str | Path, fetch: bool = True) -> Path:
+    """The folder or file of a ControlNet (see `find_published`)."""
+    return find_published("ControlNet", source, CONTROLNETS, OWN_REPOSITORY, fetch)
+
+
+def find_ip_adapter(source: str | Path, fetch: bool = False) -> Path:
+    """The file of an IP-Adapter, or the folder that holds it (see `find_published`)."""
+    files = {file for published in IP_ADAPTERS.values() for file in published.files}
+    return find_published("IP-Adapter", source, IP_ADAPTERS, files, fetch)
+
+
+def find_image_encoder(source: str | Path | None, siglip: bool, fetch: bool = False) -> Path:
+    """The folder of an IP-Adapter's image encoder: `source`, or the one it was trained with."""
+    return find_own(SIGLIP if siglip else CLIP_VISION, source, "image_encoder", fetch)
+
+
+def fetch_ip_adapter(name: str) -> Published:
+    """One of `IP_ADAPTERS` and its image encoder, into the hub's cache. Raises `UnknownName`,
+    `DownloadError`."""
+    if name not in IP_ADAPTERS:
+        raise UnknownName("IP-Adapter", name, IP_ADAPTERS)
+    find_ip_adapter(name, fetch=True)
+    find_image_encoder(None, siglip=name == "instantx", fetch=True)
+    return IP_ADAPTERS[name]
+
+
+def find_hint_model(kind: str, source: str | Path | None = None, fetch: bool = True) -> Path:
+    """The folder of a hint's network: `source`, or ours."""
+    return find_own(HINT_MODELS[kind], source, f"{kind} model", fetch)
+
+
+def find_own(own: Published, source: str | Path | None, argument: str, fetch: bool) -> Path:
+    """The folder of a network: `source`, a hub id's, or `own`'s where nothing is said."""
+    if source is None:
+        return find_repo(own.repo, list(own.files), fetch)
+    return local_path(source, argument) or find_repo(str(source), list(own.files), fetch)
 
 
 def local_path(source: str | Path, argument: str) -> Path | None:

@@ -23,7 +23,7 @@ from infu.checks import shown
 from infu.errors import InvalidRequest, MissingFile, UnknownName
 from infu.images import read_photo
 from infu.plugin_json import PICTURES, read_numbers, read_plugin
-from infu.plugins import Lora, Plugin, PuLID
+from infu.plugins import IPAdapter, Lora, Plugin, PuLID
 from infu.pose import POSES
 from infu.request import GenerationRequest
 
@@ -157,6 +157,17 @@ class PictureOptions:
     pulid_id_weight: float = option(1.0, "Strength of PuLID's likeness, 0 to 3.")
     pulid_start_step: int = option(0, "First step with PuLID: 4 for photographs, 0 or 1 for other styles.")
     pulid_encoders: Path | None = option(None, "Folder of the networks that look at PuLID's photograph.")
+    ip_adapter_image: list[Path] = option(
+        [], "Picture whose style is taken, by an IP-Adapter; repeat for a mixture of several."
+    )
+    ip_adapter: str = option("xlabs", "The IP-Adapter: xlabs (style), instantx, or its file.")
+    ip_adapter_scale: float = option(0.7, "Its strength.")
+    ip_adapter_negative_scale: float = option(1.0, "Its strength in the pass with the negative prompt.")
+    ip_adapter_start: float = option(0.0, "Share of the steps before it begins.")
+    ip_adapter_end: float = option(1.0, "Share of the steps after which it ends.")
+    ip_adapter_encoder: Path | None = option(
+        None, "Folder of the image encoder it was trained with: CLIP ViT-L/14 (XLabs), SigLIP (InstantX)."
+    )
     plugin: list[str] = option(
         [],
         'Any plug-in, as a JSON object: \'{"ip_adapter": "FILE", "image": "PICTURE", "scale": 0.7}\'; repeat '
@@ -173,7 +184,8 @@ class PictureOptions:
             values[name] = read_array(name, values[name])
         values["id_images"], values["id_faces"] = self.id_image, self.id_face
         values["seed"] = self.seed or None
-        values["plugins"] = [*map(read_lora, self.lora), *map(read_plugin_text, self.plugin), *self._pulid()]
+        plugins = [*map(read_lora, self.lora), *map(read_plugin_text, self.plugin)]
+        values["plugins"] = [*plugins, *self._pulid(), *self._ip_adapter()]
         return check_photos(GenerationRequest(**values))
 
     def _pulid(self) -> list[PuLID]:
@@ -181,6 +193,14 @@ class PictureOptions:
             return []
         values = {"image": self.pulid_image, "encoders": self.pulid_encoders}
         return [PuLID(self.pulid, id_weight=self.pulid_id_weight, start_step=self.pulid_start_step, **values)]
+
+    def _ip_adapter(self) -> list[IPAdapter]:
+        if not self.ip_adapter_image:
+            return []
+        names = ("scale", "negative_scale", "start", "end")
+        values = {name: getattr(self, f"ip_adapter_{name}") for name in names}
+        encoder = self.ip_adapter_encoder
+        return [IPAdapter(self.ip_adapter, self.ip_adapter_image, image_encoder=encoder, **values)]
 
 
 @dataclass(frozen=True)

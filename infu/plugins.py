@@ -89,14 +89,16 @@ class ControlNet:
 
 @dataclass(frozen=True)
 class IPAdapter:
-    """A picture as a prompt: an IP-Adapter of XLabs (style) or InstantX. `image`: a picture, or a list of
-    several, whose tokens share one attention; `image_encoder`: the folder of the CLIP or SigLIP that the
-    adapter was trained with. Instead of pictures `image_embeds`: that encoder's vectors, (E,) or (k, E).
+    """A picture as a prompt: an IP-Adapter of XLabs (style) or InstantX, by its file or as "xlabs",
+    "xlabs-v1", "instantx". `image`: a picture, or a list of several, whose tokens share one attention;
+    `image_encoder`: the folder of the CLIP or SigLIP that the adapter was trained with (None: where `python
+    -m infu download --ip_adapter` puts it). Instead of pictures `image_embeds`: that encoder's vectors, (E,)
+    or (k, E).
     It works in step i of N when start <= i / N <= end, in a negative pass at `negative_scale` and with the
     vector that the adapter was trained for there (XLabs: a black picture's; `negative_image_embeds` gives it
     where there is no encoder).
 
-    Raises `InvalidRequest` for values out of range, without a picture, or with one and no encoder.
+    Raises `InvalidRequest` for values out of range, or without a picture.
     """
 
     path: str | Path
@@ -116,11 +118,6 @@ class IPAdapter:
         check_window("IPAdapter ", "start", "end", self)
         if (len(self.images) > 0) == (self.image_embeds is not None):
             raise InvalidRequest("An IP-Adapter takes a picture: give either image or image_embeds.")
-        if self.image_encoder is None and self.images:
-            raise InvalidRequest(
-                "An IP-Adapter sees its picture through CLIP (XLabs) or SigLIP (InstantX): "
-                "give that model's folder as image_encoder."
-            )
         for name in ("image_embeds", "negative_image_embeds"):
             if (vectors := getattr(self, name)) is not None:
                 width = np.shape(vectors)[-1] if np.ndim(vectors) in (1, 2) else -1

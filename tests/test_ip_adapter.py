@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from golden import FOLDERS, GOLDEN
+from PIL import Image
 
 from backends import load_backend
 from backends.mlx.load import find_places
@@ -22,7 +23,10 @@ from backends.pytorch.plugins import ip_adapter as pytorch_adapter
 from backends.pytorch.plugins.vision import build_vision
 from backends.pytorch.plugins.vision import encode_picture as pytorch_encode
 from infu import Cancelled, GenerationRequest, InfuError, IPAdapter, Lora, generate
-from infu.errors import BrokenFile, InvalidRequest, MissingFile
+from infu.batch import read_batch
+from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
+from infu.models import IP_ADAPTERS, find_ip_adapter
+from infu.options import PictureOptions
 from infu.vision import prepare
 from infu.weights.files import ArrayFile
 from infu.weights.ip_adapter import read_adapter, sort_tensors
@@ -88,6 +92,15 @@ def test_xlabs_adapter_is_the_released_codes(name: str, backend):
         negative_scale=case.get("neg_ip_scale", 1.0),
     )
     assert_golden(request, backend, arrays, 1e-4)
+
+
+@BOTH
+def test_vectors_stand_for_their_pictures(backend):
+    arrays, case = dict(np.load(XLABS / "ipa_cfg.npz")), CASES[XLABS]["ipa_cfg"]
+    vectors = {name: arrays[name] for name in ("image_embeds", "neg_image_embeds")}
+    scales = dict(scale=case["ip_scale"], negative_scale=case["neg_ip_scale"])
+    vectors["negative_image_embeds"] = vectors.pop("neg_image_embeds")
+    assert_golden(ask(XLABS, "ipa_cfg", arrays, path=STYLE, **vectors, **scales), backend, arrays, 1e-4)
 
 
 @BOTH
@@ -290,16 +303,12 @@ def test_the_wrong_encoder_is_told_before_the_run(backend):
     ):
         with pytest.raises(InfuError, match=says):
             generate(request.replace(plugins=[plugin]), backend)
-    negative = request.replace(negative_prompt="", true_cfg_scale=2.0, plugins=[style()])
-    with pytest.raises(InvalidRequest, match="black picture"):
-        generate(negative, backend)
 
 
 @pytest.mark.parametrize(
     "fields, says",
     [
         ({}, "give either image or image_embeds"),
-        ({"image": "a.png"}, "image_encoder"),
         ({"image": "a.png", "image_embeds": np.ones(3)}, "either"),
         ({"image_embeds": "three"}, "numbers"),
         ({"image_embeds": np.ones((1, 2, 3))}, "numbers"),
@@ -311,3 +320,34 @@ def test_the_wrong_encoder_is_told_before_the_run(backend):
 def test_what_no_adapter_can_be_is_said(fields: dict, says: str):
     with pytest.raises(InvalidRequest, match=says):
         IPAdapter("a.safetensors", **fields)
+
+
+def test_flags_a_batchs_line_and_python_say_the_same(tmp_path):
+    picture = tmp_path / "style.png"
+    Image.fromarray(np.load(XLABS / "ipa.npz")["style_image"]).save(picture)
+    said = IPAdapter("instantx", [picture], 0.4, 0.5, 0.1, 0.9)
+    flags = PictureOptions(
+        ip_adapter="instantx",
+        ip_adapter_image=[picture],
+        ip_adapter_scale=0.4,
+        ip_adapter_negative_scale=0.5,
+        ip_adapter_start=0.1,
+        ip_adapter_end=0.9,
+    )
+    written = {"ip_adapter": "instantx", "image": ["style.png"], "scale": 0.4, "negative_scale": 0.5}
+    line = {"prompt": "a lake", "plugins": [written | {"start": 0.1, "end": 0.9}]}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line))
+    ((_, request),) = read_batch(tmp_path / "lines.jsonl")
+    for (plugin,) in (flags.request().plugins, request.plugins):
+        assert (plugin, plugin.images) == (said, said.images)
+    assert PictureOptions().request().plugins == ()
+
+
+def test_known_names_are_files_of_a_repository_and_others_are_told():
+    for name, published in IP_ADAPTERS.items():
+        assert len(published.files) == 1 and published.licence and "/" in published.repo, name
+    with pytest.raises(UnknownName, match="xlabs"):
+        find_ip_adapter("xlab")
+    assert find_ip_adapter(STYLE) == STYLE
+    with pytest.raises(MissingFile, match="'none.bin'"):
+        find_ip_adapter("none.bin")

@@ -5,7 +5,6 @@ adapter itself (5.3 GB of InstantX's) never stands in memory.
 """
 
 from functools import partial
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +18,7 @@ from backends.mlx.plugins.vision import encode_picture
 from infu import ip_adapter
 from infu.cache import digest, identify
 from infu.hooks import Additions, Run, Runner
+from infu.models import find_ip_adapter
 from infu.plugins import IPAdapter
 from infu.weights.ip_adapter import NORM_EPS, AdapterFile, Layer, read_adapter
 
@@ -27,7 +27,8 @@ KeysValues = list[tuple[mx.array, mx.array]]  # of each block, (1, H, tokens, d)
 
 def make_runner(backend: Backend, base: DiT, dtype: mx.Dtype, plugin: IPAdapter, run: Run) -> Runner:
     """`base`: the DiT that it is for, which computes in `dtype`."""
-    file = backend.network("ip_adapter", plugin.path, lambda: read_adapter(Path(plugin.path)))
+    path = find_ip_adapter(plugin.path)
+    file = backend.network("ip_adapter", path, lambda: read_adapter(path))
     config = base.config
     file.check_base(config.num_layers, config.num_single_layers, config.width)
 
@@ -35,15 +36,14 @@ def make_runner(backend: Backend, base: DiT, dtype: mx.Dtype, plugin: IPAdapter,
         def make() -> KeysValues:
             return make_keys(file, backend.array(vectors), config.num_attention_heads)
 
-        made = backend.cache("ip_adapter", (identify(plugin.path), digest(vectors)), make)
+        made = backend.cache("ip_adapter", (identify(path), digest(vectors)), make)
         branches = {
             i: partial(attend, k=k.astype(dtype), v=v.astype(dtype), scale=scale)
             for i, (k, v) in enumerate(made)
         }
         return Additions(branches=(branches,)) if file.instantx else Additions(after=(branches,))
 
-    encode = partial(encode_picture, backend, plugin.image_encoder)
-    return ip_adapter.make_runner(plugin, run, file, encode, attend_to)
+    return ip_adapter.make_runner(plugin, run, file, partial(encode_picture, backend), attend_to)
 
 
 def make_keys(file: AdapterFile, vectors: mx.array, num_heads: int) -> KeysValues:

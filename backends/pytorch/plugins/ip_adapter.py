@@ -5,7 +5,6 @@ adapter itself (5.3 GB of InstantX's) never stands in memory.
 """
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from backends.pytorch.tensors import to_tensor
 from infu import ip_adapter
 from infu.cache import digest, identify
 from infu.hooks import Additions, Run, Runner
+from infu.models import find_ip_adapter
 from infu.plugins import IPAdapter
 from infu.weights.ip_adapter import NORM_EPS, AdapterFile, Layer, read_adapter
 
@@ -26,13 +26,14 @@ KeysValues = list[tuple[Tensor, Tensor]]  # of each block, (1, H, tokens, d)
 
 def make_runner(backend: Backend, base: nn.Module, plugin: IPAdapter, run: Run) -> Runner:
     """`base`: the DiT that it is for."""
-    file = backend.network("ip_adapter", plugin.path, lambda: read_adapter(Path(plugin.path)))
+    path = find_ip_adapter(plugin.path)
+    file = backend.network("ip_adapter", path, lambda: read_adapter(path))
     config = base.config
     num_heads = config.num_attention_heads
     file.check_base(config.num_layers, config.num_single_layers, num_heads * config.attention_head_dim)
 
     def attend_to(vectors: np.ndarray, scale: float) -> Additions:
-        key = (identify(plugin.path), digest(vectors))
+        key = (identify(path), digest(vectors))
         made = backend.cache("ip_adapter", key, lambda: make_keys(file, backend.array(vectors), num_heads))
         branches = {
             i: partial(attend, k=k.to(base.dtype), v=v.to(base.dtype), scale=scale)
@@ -40,8 +41,7 @@ def make_runner(backend: Backend, base: nn.Module, plugin: IPAdapter, run: Run) 
         }
         return Additions(branches=(branches,)) if file.instantx else Additions(after=(branches,))
 
-    encode = partial(encode_picture, backend, plugin.image_encoder)
-    return ip_adapter.make_runner(plugin, run, file, encode, attend_to)
+    return ip_adapter.make_runner(plugin, run, file, partial(encode_picture, backend), attend_to)
 
 
 def make_keys(file: AdapterFile, vectors: Tensor, num_heads: int) -> KeysValues:

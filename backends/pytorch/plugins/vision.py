@@ -13,12 +13,12 @@ from infu.vision import prepare
 from infu.weights.vision import VisionFile, read_vision
 
 
-def encode_picture(backend: Backend, folder: str | Path, picture: np.ndarray) -> np.ndarray:
+def encode_picture(backend: Backend, folder: Path, picture: np.ndarray) -> np.ndarray:
     """uint8 RGB (H, W, 3) -> float32 (1, E): CLIP's `image_embeds`, SigLIP's `pooler_output`; not normalised.
     In float32, as each picture passes once."""
 
     def encode() -> np.ndarray:
-        file = read_vision(Path(folder))
+        file = read_vision(folder)
         network = backend.network("vision", folder, lambda: load_vision(file, backend.device))
         pixels = backend.array(prepare(picture, file.preparation))
         encoded = network(pixels)
