@@ -17,7 +17,7 @@ from infu.errors import InvalidRequest
 from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.images import read_photo
 from infu.plugins import PuLID
-from infu.pulid_photo import Encoders, find_encoders, look_at
+from infu.pulid_photo import Encoders, find_encoders, look_once
 from infu.weights.lora import TRANSFORMER
 from infu.weights.pulid import EvaFile, read_eva, read_pulid
 
@@ -75,7 +75,7 @@ class PulidRunner(Runner):
     def _encode(self, photos: Sequence[np.ndarray], encoders: Encoders) -> tuple[Array, Array]:
         backend = self.backend
         eva_file = backend.network("eva", encoders.eva, lambda: read_eva(encoders.eva))
-        vectors, pixels = zip(*(look_at(p, encoders, eva_file.image_size) for p in photos), strict=True)
+        vectors, pixels = zip(*(look_once(p, encoders, eva_file.image_size) for p in photos), strict=True)
         eva = backend.network("eva tower", encoders.eva, lambda: self.load_eva(eva_file))
         encoder = backend.network("pulid encoder", self.plugin.path, self.load_encoder)
         return self.encode(encoder, eva, backend.array(np.stack(vectors)), backend.array(np.stack(pixels)))

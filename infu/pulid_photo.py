@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from infu.cache import Cache, digest, identify
 from infu.detectors import load_detector, open_session
 from infu.errors import MissingFile, NoFaceError
 from infu.face import align as align_for_recogniser
@@ -49,6 +50,7 @@ class Encoders:
     parser: Path
 
 
+looked = Cache(16)  # photographs, for the whole process: what is kept of one is 1.4 MB
 ENCODER_FILES = Encoders(EVA, DETECTOR, RECOGNISER, ALIGNER, PARSER)  # their usual names
 
 
@@ -66,6 +68,13 @@ def find_encoders(folder: str | Path | None) -> Encoders:
             "as encoders, or run `python -m infu download --pulid`."
         )
     return Encoders(**found)
+
+
+def look_once(photo: np.ndarray, encoders: Encoders, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`look_at`, unless this photograph was looked at a while ago: three networks run in it."""
+    files = (encoders.detector, encoders.recogniser, encoders.aligner, encoders.parser)
+    key = (digest(photo), size, *map(identify, files))
+    return looked("pulid", key, lambda: look_at(photo, encoders, size))
 
 
 def look_at(photo: np.ndarray, encoders: Encoders, size: int) -> tuple[np.ndarray, np.ndarray]:
