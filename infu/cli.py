@@ -111,23 +111,29 @@ def download(
         list[str] | None,
         typer.Option("--ip_adapter", help="Besides, xlabs or instantx with its image encoder; repeat."),
     ] = None,
+    pulid: Annotated[
+        str | None,
+        typer.Option("--pulid", help="Besides, PuLID 0.9.1 or 0.9.0 with what looks at its photo."),
+    ] = None,
 ) -> None:
     """Fetch FLUX.1-dev and InfiniteYou, or those named.
 
     Into the hub's cache (HF_HOME moves it); what is there already is kept, and needs no request.
     """
-    from infu.models import BASE, INFINITE_YOU, fetch_ip_adapter, fetch_recogniser, locate
+    from infu.models import BASE, INFINITE_YOU, fetch_ip_adapter, fetch_pulid, fetch_recogniser, locate
 
     with reported(output):
         paths = {name: getattr(model, name) for name in PATHS}
         if not any(paths.values()):
             paths |= {"base_model_path": BASE, "model_dir": INFINITE_YOU}
         with downloading(output):
-            files = locate(model_version=model.model_version, **paths)
-            fetch_recogniser(files)
-            for name in ip_adapter or ():
+            for name in ip_adapter or ():  # first: a wrong name is told before 40 GB are fetched
                 published = fetch_ip_adapter(name)
                 say(f"{published.repo} is here ({published.licence}).", output)
+            for name, licence in fetch_pulid(pulid).items() if pulid else ():
+                say(f"{name} is here ({licence}).", output)
+            files = locate(model_version=model.model_version, **paths)
+            fetch_recogniser(files)
         values = {"name": files.name, "model_version": files.model_version}
         typer.echo(json.dumps(values) if output.json else f"{files.name} is here, whole.")
 

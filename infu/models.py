@@ -18,6 +18,7 @@ from infu.weights.checkpoint import TITLES, list_parts, open_part
 from infu.weights.files import AGAIN, open_weights
 from infu.weights.foreign import refuse_pipeline
 from infu.weights.intruder import START, name_intruder
+from infu.weights.pulid import EVA
 
 BASE = "black-forest-labs/FLUX.1-dev"
 INFINITE_YOU = "ByteDance/InfiniteYou"
@@ -35,7 +36,8 @@ TOKENIZER_FILES = {  # any one of these sets is a tokenizer (prompt.py)
 OWN_REPOSITORY = ("config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*")
 APPEARANCE = "appearance.onnx"
 ARCFACE = "recognition_arcface_ir_se50.pth"
-ARCFACE_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{ARCFACE}"
+FACEXLIB_URL = "https://github.com/xinntao/facexlib/releases/download"
+ARCFACE_URL = f"{FACEXLIB_URL}/v0.1.0/{ARCFACE}"
 FLUX_LICENCE = "FLUX.1 [dev] Non-Commercial License"
 DEFAULTS = ("width", "height", "num_steps")  # what a base may name in generation_defaults.json
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -78,6 +80,23 @@ IP_ADAPTERS = {
 }
 CLIP_VISION = Published("openai/clip-vit-large-patch14", "MIT", PREPROCESSED)
 SIGLIP = Published("google/siglip-so400m-patch14-384", "Apache-2.0", PREPROCESSED)
+
+PULID = {  # what a user may call it -> where it is
+    version: Published("guozinan/PuLID", "Apache-2.0", (f"pulid_flux_v{version}.safetensors",))
+    for version in ("0.9.1", "0.9.0")
+}
+PULID_ENCODERS = (  # what looks at its photograph, on the hub
+    Published("QuanSun/EVA-CLIP", "MIT", (EVA,)),
+    Published(
+        INFINITE_YOU,  # holds the whole of antelopev2
+        "non-commercial research only (insightface's antelopev2)",
+        ("supports/insightface/*scrfd_10g_bnkps.onnx", "supports/insightface/*glintr100.onnx"),
+    ),
+)
+PULID_FACEXLIB = {  # and in facexlib's releases, MIT: file -> release
+    "detection_Resnet50_Final.pth": "v0.1.0",
+    "parsing_bisenet.pth": "v0.2.0",
+}
 
 
 @dataclass(frozen=True)
@@ -254,6 +273,42 @@ def find_own(own: Published, source: str | Path | None, argument: str, fetch: bo
     return local_path(source, argument) or find_repo(str(source), list(own.files), fetch)
 
 
+def find_pulid(source: str | Path) -> Path:
+    """PuLID's checkpoint: a path, or a version of `PULID` that is here. Raises `MissingFile`."""
+    if str(source) not in PULID or Path(source).exists():
+        return Path(source).expanduser()
+    try:
+        return find_published("PuLID", str(source), PULID, (), fetch=False)
+    except MissingFile:
+        raise MissingFile(
+            f"PuLID {source} is not here. Run `python -m infu download --pulid {source}`, or give its file."
+        ) from None
+
+
+def list_pulid_places() -> list[Path]:
+    """The folders in which the networks that look at PuLID's photograph are, where they were downloaded."""
+    found = (hub.find_repo(own.repo, list(own.files)) for own in PULID_ENCODERS)
+    return [infu_cache() / "facexlib", *facexlib_weights(), *(folder for folder in found if folder)]
+
+
+def fetch_pulid(version: str) -> dict[str, str]:
+    """Fetch a version of PuLID and what looks at its photograph, but for what is here: what it is -> the
+    licence it is under. INFU_FACEXLIB_URL names a mirror of facexlib's releases. Raises `UnknownName`,
+    `DownloadError`."""
+    if version not in PULID:
+        raise UnknownName("version of PuLID", version, PULID)
+    published = (PULID[version], *PULID_ENCODERS)
+    for own in published:
+        find_repo(own.repo, list(own.files), fetch=True)
+    releases, folder = os.environ.get("INFU_FACEXLIB_URL") or FACEXLIB_URL, infu_cache() / "facexlib"
+    for name, release in PULID_FACEXLIB.items():
+        if not any((place / name).is_file() for place in (folder, *facexlib_weights())):
+            hub.fetch_file(f"{releases}/{release}/{name}", folder / name, f"facexlib's {name}")
+    return {own.repo: own.licence for own in published} | {
+        f"facexlib's {name}": "MIT" for name in PULID_FACEXLIB
+    }
+
+
 def local_path(source: str | Path, argument: str) -> Path | None:
     """The folder or file that `source` names; None where it is a hub id and nothing of that name is here."""
     path = Path(source).expanduser()
@@ -380,10 +435,8 @@ def list_versions(model_dir: Path) -> tuple[str, ...]:
 def find_recogniser(model_dir: Path) -> Path:
     """ArcFace IR-SE50, which InfiniteYou's repository does not hold: beside the model, in our cache, or
     where facexlib puts it. Our cache's place where it is nowhere."""
-    places = [model_dir / "supports" / "facexlib" / ARCFACE, infu_cache() / ARCFACE]
-    facexlib = importlib.util.find_spec("facexlib")
-    if facexlib is not None and facexlib.origin:
-        places.append(Path(facexlib.origin).parent / "weights" / ARCFACE)
+    folders = (model_dir / "supports" / "facexlib", infu_cache(), *facexlib_weights())
+    places = [folder / ARCFACE for folder in folders]
     return next((place for place in places if place.is_file()), infu_cache() / ARCFACE)
 
 
@@ -391,6 +444,12 @@ def find_appearance(model_dir: Path) -> Path | None:
     """What stands beside the embedded recogniser, where the model was trained with it."""
     path = model_dir / "supports" / APPEARANCE
     return path if path.is_file() else None
+
+
+def facexlib_weights() -> list[Path]:
+    """The folder in which facexlib, where it is installed, keeps what it downloads."""
+    facexlib = importlib.util.find_spec("facexlib")
+    return [Path(facexlib.origin).parent / "weights"] if facexlib is not None and facexlib.origin else []
 
 
 def fetch_recogniser(files: ModelFiles) -> None:

@@ -137,7 +137,8 @@ class IPAdapter:
 
 @dataclass(frozen=True)
 class PuLID:
-    """PuLID-FLUX: identity by cross-attention, to compare with InfU or beside it. `image`: a photograph of a
+    """PuLID-FLUX: identity by cross-attention, to compare with InfU or beside it. `path`: its file, or its
+    version ("0.9.1", "0.9.0") once that is downloaded. `image`: a photograph of a
     face, or a list of several of one person; `encoders`: the folder of the networks that look at it (None:
     where `python -m infu download --pulid` puts them). Instead of both `id_tokens` (Q, W), and with a
     negative prompt `uncond_id_tokens` (Q, W). It works from step `start_step` on, counted from 0.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from infu.cache import digest, identify
 from infu.errors import InvalidRequest
 from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.images import read_photo
+from infu.models import find_pulid
 from infu.plugins import PuLID
 from infu.pulid_photo import Encoders, find_encoders, look_once
 from infu.weights.lora import TRANSFORMER
@@ -32,7 +32,8 @@ class PulidRunner(Runner):
     def __init__(self, plugin: PuLID, backend: Backend, run: Run):
         """Raises `InfuError` for files and photographs that cannot be used."""
         self.plugin, self.backend = plugin, backend
-        self.file = backend.network("pulid", plugin.path, lambda: read_pulid(Path(plugin.path)))
+        self.path = find_pulid(plugin.path)
+        self.file = backend.network("pulid", self.path, lambda: read_pulid(self.path))
         self._blocks = self.file.find_blocks(backend.module_shapes[TRANSFORMER])
         face, nobody = self._read_tokens() if plugin.photos == () else self._look()
         if run.negative is not None and nobody is None:
@@ -40,7 +41,7 @@ class PulidRunner(Runner):
                 "A negative prompt needs PuLID's tokens of nobody beside those of the face: give "
                 "uncond_id_tokens with id_tokens."
             )
-        attentions = backend.network("pulid attentions", plugin.path, self.load_attentions)
+        attentions = backend.network("pulid attentions", self.path, self.load_attentions)
         self._towards = self._make_functions(attentions, face)
         self._away = None if run.negative is None else self._make_functions(attentions, nobody)
 
@@ -68,7 +69,7 @@ class PulidRunner(Runner):
         """The tokens of the photographs' person, and of nobody, kept by what they depend on."""
         encoders = find_encoders(self.plugin.encoders)
         photos = [read_photo(photo) for photo in self.plugin.photos]
-        files = (self.plugin.path, *vars(encoders).values())
+        files = (self.path, *vars(encoders).values())
         key = (*map(identify, files), *map(digest, photos))
         return self.backend.cache("pulid", key, lambda: self._encode(photos, encoders))
 
@@ -77,7 +78,7 @@ class PulidRunner(Runner):
         eva_file = backend.network("eva", encoders.eva, lambda: read_eva(encoders.eva))
         vectors, pixels = zip(*(look_once(p, encoders, eva_file.image_size) for p in photos), strict=True)
         eva = backend.network("eva tower", encoders.eva, lambda: self.load_eva(eva_file))
-        encoder = backend.network("pulid encoder", self.plugin.path, self.load_encoder)
+        encoder = backend.network("pulid encoder", self.path, self.load_encoder)
         return self.encode(encoder, eva, backend.array(np.stack(vectors)), backend.array(np.stack(pixels)))
 
     # What each backend does.

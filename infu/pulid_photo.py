@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from infu.cache import Cache, digest, identify
-from infu.detectors import load_detector, open_session
+from infu.detectors import ANTELOPE, load_detector, open_session
 from infu.errors import MissingFile, NoFaceError
 from infu.face import align as align_for_recogniser
 from infu.face import order_faces
-from infu.models import infu_cache
+from infu.models import PULID_FACEXLIB, list_pulid_places
 from infu.parsing import parse_face
 from infu.recognisers import Recogniser
 from infu.retinaface import find_by_retinaface
@@ -34,8 +34,8 @@ NOT_FACE = (0, 7, 8, 9, 14, 15, 16, 18)  # labels: all but skin, features, glass
 LUMA = np.float32((0.299, 0.587, 0.114))
 MEAN = np.float32((0.48145466, 0.4578275, 0.40821073))  # CLIP's
 DEVIATION = np.float32((0.26862954, 0.26130258, 0.27577711))
-RECOGNISER, ALIGNER, PARSER = "glintr100.onnx", "detection_Resnet50_Final.pth", "parsing_bisenet.pth"
-DETECTOR = "scrfd_10g_bnkps.onnx"
+RECOGNISER = "glintr100.onnx"
+ALIGNER, PARSER = PULID_FACEXLIB
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Encoders:
 
 
 looked = Cache(16)  # photographs, for the whole process: what is kept of one is 1.4 MB
-ENCODER_FILES = Encoders(EVA, DETECTOR, RECOGNISER, ALIGNER, PARSER)  # their usual names
+ENCODER_FILES = Encoders(EVA, ANTELOPE, RECOGNISER, ALIGNER, PARSER)  # their usual names
 
 
 def find_encoders(folder: str | Path | None) -> Encoders:
     """The files in a folder or in folders inside it; None: where the download puts them. Raises `MissingFile`
     naming all that lack."""
-    places = [Path(folder).expanduser()] if folder is not None else [infu_cache() / "pulid"]
+    places = list_pulid_places() if folder is None else [Path(folder).expanduser()]
     found = {}
     for role, name in vars(ENCODER_FILES).items():
         found[role] = next((path for place in places for path in sorted(place.rglob(name))), None)
@@ -65,7 +65,7 @@ def find_encoders(folder: str | Path | None) -> Encoders:
     if missing:
         raise MissingFile(
             f"PuLID needs {', '.join(missing)} to look at a photograph. Put them into one folder and give it "
-            "as encoders, or run `python -m infu download --pulid`."
+            "as encoders, or run `python -m infu download --pulid 0.9.1`."
         )
     return Encoders(**found)
 

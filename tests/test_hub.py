@@ -19,6 +19,7 @@ from safetensors.numpy import load, load_file, save, save_file
 
 from infu.errors import BrokenFile, DownloadError
 from infu.hub import explain, fetch_file
+from infu.weights.pulid import EVA
 
 BASE, INFINITE_YOU = "black-forest-labs/FLUX.1-dev", "ByteDance/InfiniteYou"
 TOKEN = "a-token-for-tests"
@@ -129,6 +130,41 @@ def test_download_fetches_what_is_needed_once_and_then_asks_nothing(hub: Hub, tm
     told = json.loads(run(hub, tmp_path, "info", "--json").stdout)
     assert [model["here"] for model in told["models"]][-1] and told["models"][-1]["missing"] == []
     assert hub.seen == []
+
+
+def test_pulid_is_fetched_with_what_looks_at_its_photograph(hub: Hub, tmp_path: Path):
+    names = {"guozinan/PuLID": "pulid_flux_v0.9.1.safetensors", "QuanSun/EVA-CLIP": EVA}
+    for repo, name in names.items():
+        hub.repos[repo] = {name: b"PK" + name.encode(), "another.safetensors": b"waste", "README.md": b"#"}
+    facexlib = {"v0.1.0": "detection_Resnet50_Final.pth", "v0.2.0": "parsing_bisenet.pth"}
+    hub.loose |= {f"{release}/{name}": b"PK\3\4" + name.encode() for release, name in facexlib.items()}
+    mirror = {"INFU_FACEXLIB_URL": f"{hub.url}/loose"}
+    answer = run(hub, tmp_path, "download", "--pulid", "0.9.1", **mirror)
+    assert answer.returncode == 0, answer.stderr
+    assert "guozinan/PuLID is here (Apache-2.0)." in answer.stderr and "non-commercial" in answer.stderr
+    antelope = "supports/insightface/models/antelopev2"
+    faces = {f"{antelope}/glintr100.onnx", f"{antelope}/scrfd_10g_bnkps.onnx"}
+    assert hub.fetched() >= {*names.values(), *faces} and "another.safetensors" not in hub.fetched()
+    for name in facexlib.values():
+        assert (tmp_path / "infu" / "facexlib" / name).is_file()
+    hub.seen.clear()
+    where = "from infu.models import find_pulid; from infu.pulid_photo import find_encoders; "
+    script = f"{where} print(find_pulid('0.9.1').name, *(p.name for p in vars(find_encoders(None)).values()))"
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf"), "INFU_CACHE": str(tmp_path / "infu")},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.split() == [
+        *names.values(),
+        "scrfd_10g_bnkps.onnx",
+        "glintr100.onnx",
+        *facexlib.values(),
+    ], told.stderr
+    assert hub.seen == []
+    assert "version of PuLID" in refusal(run(hub, tmp_path, "download", "--pulid", "2", "--json"), tmp_path)
 
 
 def test_a_model_that_is_here_needs_no_network(hub: Hub, tmp_path: Path):

@@ -160,7 +160,7 @@ def find_file(path: Path, what: str) -> Path:
     if not path.is_file():
         raise MissingFile(
             f"{what} is missing: there is no file {path.name!r}. Give its path, or fetch it with "
-            "`python -m infu download --pulid`."
+            "`python -m infu download --pulid 0.9.1`."
         )
     return path
 
