@@ -18,13 +18,15 @@ from backends.mlx.load import find_places
 from backends.mlx.plugins import ip_adapter as mlx_adapter
 from backends.mlx.plugins.vision import ClipVision, SiglipVision
 from backends.mlx.plugins.vision import encode_picture as mlx_encode
+from backends.pytorch.backend import PytorchBackend, on_device
 from backends.pytorch.load import build_empty
 from backends.pytorch.plugins import ip_adapter as pytorch_adapter
 from backends.pytorch.plugins.vision import build_vision
 from backends.pytorch.plugins.vision import encode_picture as pytorch_encode
 from infu import Cancelled, GenerationRequest, InfuError, IPAdapter, Lora, generate
 from infu.batch import read_batch
-from infu.errors import BrokenFile, InvalidRequest, MissingFile, UnknownName
+from infu.cache import Cache
+from infu.errors import BrokenFile, InvalidRequest, MissingFile, NotEnoughMemory, UnknownName
 from infu.models import IP_ADAPTERS, find_ip_adapter
 from infu.options import PictureOptions
 from infu.vision import prepare
@@ -351,3 +353,25 @@ def test_known_names_are_files_of_a_repository_and_others_are_told():
     assert find_ip_adapter(STYLE) == STYLE
     with pytest.raises(MissingFile, match="'none.bin'"):
         find_ip_adapter("none.bin")
+
+
+def test_a_full_device_is_tried_again_without_the_unused_plugins():
+    class Full(PytorchBackend):
+        device, kept = "cpu", []
+
+        def __init__(self):
+            self._networks = Cache(4)
+
+        @on_device
+        def compute(self, fits: bool) -> str:
+            kept = self.network("ip_adapter", STYLE, lambda: None) is not None
+            self.kept.append(kept)
+            if kept or not fits:
+                raise torch.OutOfMemoryError
+            return "done"
+
+    backend = Full()
+    backend.network("ip_adapter", STYLE, lambda: read_adapter(STYLE))
+    assert backend.compute(fits=True) == "done" and backend.kept == [True, False]
+    with pytest.raises(NotEnoughMemory, match="smaller picture"):
+        backend.compute(fits=False)

@@ -233,8 +233,10 @@ class MlxBackend(Backend):
         return {TRANSFORMER: self._shapes, CLIP: self._clip.shapes, T5: self._t5.shapes}
 
     def _rest_encoders(self) -> None:
-        """Before the loop, where memory is short: CLIP and T5 go until the next new prompt."""
+        """Before the loop, where memory is short: CLIP and T5 go until the next new prompt, and what the
+        plug-ins' runners no longer need."""
         if self.offload:
+            self.drop_networks()
             self._clip.drop()
             self._t5.drop()
         mx.clear_cache()

@@ -41,8 +41,21 @@ def told_when_full() -> Iterator[None]:
 
 
 def on_device(method: Callable) -> Callable:
-    """A method that runs networks: without gradients."""
-    return told_when_full()(torch.inference_mode()(method))
+    """A method that runs networks: without gradients, and once more without the plug-ins' networks that lie
+    unused where the device is full."""
+
+    @functools.wraps(method)
+    def run(backend: "PytorchBackend", *values, **named):
+        try:
+            return method(backend, *values, **named)
+        except torch.OutOfMemoryError:
+            pass  # only after this block are the failed call's tensors let go of
+        backend.drop_networks()
+        if backend.device == "cuda":
+            torch.cuda.empty_cache()
+        return method(backend, *values, **named)
+
+    return told_when_full()(torch.inference_mode()(run))
 
 
 @dataclass(frozen=True, eq=False)
