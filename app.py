@@ -69,7 +69,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 
         released = {"input_image": person.photo, "control_image": posing.control, "prompt": prompt}
         released |= settings
-        wire_api(studio, released, loras.files, loras.scale)
+        wire_api(studio, released, loras.files)
         controls = released | {
             "faces": person.faces,
             "more": person.more,
@@ -86,7 +86,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         wire_person(studio, person)
         wire_pose(blocks, studio, posing, settings)
         wire_likeness(blocks, studio, *likeness, settings)
-        wire_loras(studio, loras, prompt)
+        wire_loras(studio, loras, prompt, settings)
         wire_wishes(prompt, style, final)
         wire_examples(studio, examples, cards, prompt, style)
         wire_size(studio, size, person.photo, [settings["width"], settings["height"]])

@@ -16,14 +16,14 @@ import numpy as np
 
 from infu.cache import Cache, identify
 from infu.face import FaceStack
-from infu.flow import Scheduler, read_scheduler, unshifted
+from infu.few_steps import Recipe, read_base_recipe
+from infu.flow import Scheduler, read_flow
 from infu.hooks import NOTHING, Additions, Run, Runner, total
 from infu.models import ModelFiles
 from infu.plugins import Lora, Plugin
 from infu.preview import LatentColours, read_latent_colours
 from infu.prompt import Tokenizers
 from infu.weights.changes import ControlPicture
-from infu.weights.checkpoint import has_guidance
 from infu.weights.lora import LoraFile, Shapes, read_lora
 
 Array = Any
@@ -57,6 +57,7 @@ class Backend(ABC):
     model_version: str | None  # "aes_stage2", "sim_stage1"; None: plain FLUX, no identity
     model_versions: tuple[str, ...]  # the versions whose files are here
     scheduler: Scheduler
+    recipe: Recipe | None  # of a base that is made for few steps
     tokenizers: Tokenizers
     faces: FaceStack
     latent_colours: LatentColours
@@ -67,10 +68,8 @@ class Backend(ABC):
         self.lock = threading.Lock()
         self.cache, self._networks = Cache(CACHED), Cache(NETWORKS)
         self.files, self.model_name = files, files.name
-        guidance = has_guidance(files.transformer)
-        self.scheduler = read_scheduler(files.scheduler / "scheduler_config.json")
-        if not guidance and files.transformer != files.base / "transformer":
-            self.scheduler = unshifted(self.scheduler)
+        self.scheduler, guidance = read_flow(files)
+        self.recipe = read_base_recipe(files)
         t5_length = 512 if guidance else 256  # dev and schnell
         self.tokenizers = Tokenizers(files.tokenizer, files.tokenizer_2, t5_length)
         self.latent_colours = read_latent_colours(files.vae)

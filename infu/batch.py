@@ -19,7 +19,7 @@ from infu.plugin_json import read_plugin
 from infu.plugins import Lora
 from infu.request import GenerationRequest
 
-KEYS = {f.name for f in fields(GenerationRequest)}
+KEYS = {f.name for f in fields(GenerationRequest) if f.init}
 ONE_FILE = ("id_image", "control_image")
 
 

@@ -354,7 +354,9 @@ def make_one(
     unseen = output.json or not sys.stderr.isatty()  # a log wants no bar
     with Progress(*columns, console=Console(stderr=True), disable=unseen) as bar:
         task = bar.add_task(str(request.seed), total=request.num_steps)
-        return make_picture(request, backend, noise, lambda step, *_: bar.update(task, completed=step))
+        return make_picture(
+            request, backend, noise, lambda step, total, _: bar.update(task, completed=step, total=total)
+        )
 
 
 def find_lora(backend: "Backend", name: str) -> Lora:

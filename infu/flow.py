@@ -1,11 +1,19 @@
 """The rectified-flow schedule: number of steps and picture size -> sigmas from 1 to 0."""
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from infu.weights.checkpoint import has_guidance
+
+if TYPE_CHECKING:
+    from infu.models import ModelFiles
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,16 @@ def read_scheduler(path: Path) -> Scheduler:
     return Scheduler(**{f.name: values[f.name] for f in fields(Scheduler)})
 
 
-def unshifted(scheduler: Scheduler) -> Scheduler:
-    """The schedule of schnell, for a schnell transformer in a base folder of another model."""
-    return replace(scheduler, use_dynamic_shifting=False, shift=1.0)
+def read_flow(files: ModelFiles) -> tuple[Scheduler, bool]:
+    """A model's schedule, and whether it takes a guidance scale. A schnell transformer in the base folder of
+    another model has schnell's schedule all the same."""
+    scheduler, guidance = (
+        read_scheduler(files.scheduler / "scheduler_config.json"),
+        has_guidance(files.transformer),
+    )
+    if not guidance and files.transformer != files.base / "transformer":
+        scheduler = replace(scheduler, use_dynamic_shifting=False, shift=1.0)
+    return scheduler, guidance
 
 
 SCHNELL = {  # diffusers' defaults for the fields a config may leave out (FlowMatchEulerDiscreteScheduler)

@@ -165,6 +165,11 @@ def draw_match(values: Mapping[str, Any]) -> list[str]:
         return ["  Give --base_model_path to see which modules of a model it changes."]
     used = ", ".join(f"{count} modules of {NETWORKS[name]}" for name, count in values["matched"].items())
     lines = [f"  changes {used}"]
+    if recipe := values["few_steps"]:
+        lines.append(
+            f"  for few steps ({recipe['name']}): {recipe['num_steps']}, with guidance "
+            f"{recipe['guidance_scale']:g} and a strength of {recipe['scale']:g}, unless others are asked for"
+        )
     if values["needs_picture"]:
         lines.append("  a control LoRA: it needs a picture to follow (--lora FILE:SCALE:PICTURE)")
     lines += [f"  left out, as {reason}: {keys}" for reason, keys in values["ignored"].items()]

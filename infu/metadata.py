@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, PngImagePlugin
 
 from infu.errors import PhotoError
+from infu.few_steps import choose_recipe
 from infu.request import GenerationRequest
 from infu.weights.lora import LoraFile
 
@@ -32,6 +33,8 @@ def describe(request: GenerationRequest, backend: Backend, loras: Sequence[LoraF
         "dtype": backend.dtype,
         "loras": [lora.report for lora in loras],
     }
+    if (recipe := choose_recipe(request, backend)) is not None:
+        made_by["few_steps"] = recipe.report
     return made_by | request.settings() | describe_person(request)
 
 

@@ -488,12 +488,18 @@ def name_model(base: str | Path, model_dir: str | Path | None) -> str:
 
 
 def read_defaults(options: dict) -> dict[str, int]:
-    """The size and steps that a model was made for, where its base says so (`generation_defaults.json`; the
-    mini's does). `options`: those of `load_backend`. A hub id is not asked: FLUX's are everyone's."""
+    """`read_made_for` of the base that is named in `options`, those of `load_backend`. A hub id is not asked:
+    FLUX's are everyone's."""
     base = options.get("base_model_path")
     if base is None and options.get("model_dir") is None:
         base = MINI / "base"
-    path = Path(base or "") / "generation_defaults.json"
+    return read_made_for(Path(base or ""))
+
+
+def read_made_for(base: Path) -> dict[str, int]:
+    """The size and steps that a model was made for, where its base's folder says so
+    (`generation_defaults.json`; the mini's does)."""
+    path = base / "generation_defaults.json"
     if not path.is_file():
         return {}
     try:

@@ -23,7 +23,7 @@ from infu.checks import shown
 from infu.errors import InvalidRequest, MissingFile, UnknownName
 from infu.images import read_photo
 from infu.plugin_json import PICTURES, read_numbers, read_plugin
-from infu.plugins import IPAdapter, Lora, Plugin, PuLID
+from infu.plugins import IPAdapter, Lora, OminiControl, Plugin, PuLID
 from infu.pose import POSES
 from infu.request import GenerationRequest
 
@@ -139,8 +139,10 @@ class PictureOptions:
     num_images: int = option(1, "Pictures, with seeds counting up.")
     width: int = option(864, "Pixels, 64 to 2048.")
     height: int = option(1152, "Pixels, 64 to 2048.")
-    num_steps: int = option(30, "Denoising steps.")
-    guidance_scale: float = option(3.5, "FLUX's guidance.")
+    num_steps: int | None = option(
+        None, "Denoising steps. Default: 30, or what a few-step model is made for."
+    )
+    guidance_scale: float | None = option(None, "FLUX's guidance. Default: 3.5, or what that model takes.")
     max_sequence_length: int | None = option(None, "T5 tokens of the prompt that are read.")
     infusenet_conditioning_scale: float = option(1.0, "Strength of the likeness.")
     infusenet_guidance_start: float = option(0.0, "Share of the steps before InfuseNet begins.")
@@ -149,6 +151,11 @@ class PictureOptions:
     enable_anti_blur_lora: bool = option(False, "Add the released anti-blur LoRA.")
     lora: list[str] = option(
         [], "FILE, FILE:SCALE, or of a control LoRA FILE:SCALE:PICTURE; repeat for several."
+    )
+    ominicontrol: list[str] = option(
+        [],
+        "OminiControl's adapter, and the picture of an object or to follow: FILE:SCALE:PICTURE; repeat for "
+        "several. Further settings: --plugin.",
     )
     pulid_image: list[Path] = option(
         [], "Photograph of the person for PuLID-FLUX, beside InfU or alone; repeat for several of one person."
@@ -184,8 +191,9 @@ class PictureOptions:
             values[name] = read_array(name, values[name])
         values["id_images"], values["id_faces"] = self.id_image, self.id_face
         values["seed"] = self.seed or None
-        plugins = [*map(read_lora, self.lora), *map(read_plugin_text, self.plugin)]
-        values["plugins"] = [*plugins, *self._pulid(), *self._ip_adapter()]
+        plugins = [*map(read_lora, self.lora), *map(read_ominicontrol, self.ominicontrol)]
+        plugins += [*map(read_plugin_text, self.plugin), *self._pulid(), *self._ip_adapter()]
+        values["plugins"] = plugins
         return check_photos(GenerationRequest(**values))
 
     def _pulid(self) -> list[PuLID]:
@@ -217,15 +225,29 @@ def read_array(name: str, path: Path | None) -> np.ndarray | None:
 
 
 def read_lora(text: str) -> Lora:
-    """`FILE`, `FILE:SCALE` or `FILE:SCALE:PICTURE`. The files' own names may hold colons."""
-    readings = [(text, 1.0, None)]
+    """`FILE`, `FILE:SCALE` or `FILE:SCALE:PICTURE`."""
+    return check_lora(Lora(*split_file(text)))
+
+
+def read_ominicontrol(text: str) -> OminiControl:
+    """`FILE:SCALE:PICTURE`, or the same without a scale: `FILE::PICTURE`."""
+    path, scale, image = split_file(text)
+    if image is None:
+        raise InvalidRequest(f"--ominicontrol is FILE:SCALE:PICTURE, not {shown(text)}.")
+    return OminiControl(path, image, 1.0 if scale is None else scale)
+
+
+def split_file(text: str) -> tuple[str, float | None, str | None]:
+    """`FILE`, `FILE:SCALE` or `FILE:SCALE:PICTURE`; SCALE may be empty, and the files' names may hold
+    colons."""
+    readings: list[tuple[str, float | None, str | None]] = [(text, None, None)]
     for colon in re.finditer(":", text):
         scale, _, image = text[colon.end() :].partition(":")
         try:
-            readings.append((text[: colon.start()], float(scale), image or None))
+            readings.append((text[: colon.start()], float(scale) if scale else None, image or None))
         except ValueError:
             pass  # the colon is a file's
-    return check_lora(Lora(*next((r for r in readings if Path(r[0]).is_file()), readings[-1])))
+    return next((reading for reading in readings if Path(reading[0]).is_file()), readings[-1])
 
 
 def read_plugin_text(text: str) -> Plugin:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from infu.errors import InvalidRequest, NonFiniteError
+from infu.few_steps import settle
 from infu.flow import make_sigmas
 from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.images import read_photo
@@ -129,11 +130,12 @@ def stream(
     picture that this step foresees.
     """
     noise = check_noise(request, noise)
+    request, advice = settle(request, backend)
     person = read_photographs(request, backend)  # no face: an error, before any network runs
     with backend.lock, backend.plugged(request.loras) as loras:
         controls = encode_controls(request, backend, loras)
         text = backend.encode_prompt(request.prompt, request.max_sequence_length)
-        notes = [note for lora in loras for note in lora.notes]
+        notes = advice + [note for lora in loras for note in lora.notes]
         notes += backend.tokenizers.notes(request.prompt, request.max_sequence_length)
         negative = encode_negative(request, backend)
         identity = control = None

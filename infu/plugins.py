@@ -32,7 +32,8 @@ def picture() -> Any:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA on the base model. `path`: a safetensors file; `scale` may be 0 (as if absent) or negative.
+    """A LoRA on the base model. `path`: a safetensors file; `scale` may be 0 (as if absent) or negative, None
+    for what the file was made for: 1, or of some that need few steps another (infu/few_steps.py).
     `image`: what a control LoRA follows (its edges or depth, as the LoRA was made for), cut to the output's
     shape about its middle.
 
@@ -40,11 +41,15 @@ class Lora:
     """
 
     path: str | Path
-    scale: float = 1.0
+    scale: float | None = None
     image: Any = field(default=None, repr=False, hash=False)
+    unset: bool = field(default=False, init=False, repr=False, compare=False)  # whether `scale` was left open
 
     def __post_init__(self):
         check_path("A LoRA", self.path)
+        if self.scale is None:
+            object.__setattr__(self, "unset", True)
+            object.__setattr__(self, "scale", 1.0)
         check_number("LoRA scale", self.scale, -10.0, 10.0)
 
     @property

@@ -1,7 +1,7 @@
 """What a user asks for: `GenerationRequest`, checked once, where it is made. Its plug-ins: plugins.py."""
 
 import secrets
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -28,7 +28,9 @@ class GenerationRequest:
     that places these points. `width`, `height`: 64 to 2048 pixels, any number. `seed`: 0 to 2**32 - 1, None
     for a random one; picture k of `num_images` has seed + k.
     `guidance_scale` is FLUX's distilled guidance; with `true_cfg_scale` above 1 a negative pass runs as well,
-    from step `true_cfg_start_step` on. `max_sequence_length` None is the model's own T5 length.
+    from step `true_cfg_start_step` on. `num_steps`, `guidance_scale`, `max_sequence_length` (of T5) None:
+    what the model was made for, 30 steps and 3.5, or others for one that needs few (infu/few_steps.py);
+    `unset` names those that were left open.
     InfuseNet runs in step i of N when i / N >= start and (i + 1) / N <= end.
 
     Raises `InvalidRequest` with the allowed range for every value outside it.
@@ -46,8 +48,8 @@ class GenerationRequest:
     height: int = 1152
     seed: int | None = None
     num_images: int = 1
-    num_steps: int = 30
-    guidance_scale: float = 3.5
+    num_steps: int | None = None
+    guidance_scale: float | None = None
     negative_prompt: str | None = None
     true_cfg_scale: float = 1.0
     true_cfg_start_step: int = 0
@@ -56,8 +58,13 @@ class GenerationRequest:
     infusenet_guidance_start: float = 0.0
     infusenet_guidance_end: float = 1.0
     plugins: tuple[Plugin, ...] = ()
+    unset: frozenset[str] = field(default=frozenset(), init=False, repr=False)
 
     def __post_init__(self):
+        unset = frozenset(name for name in OPEN if getattr(self, name) is None)
+        object.__setattr__(self, "unset", unset)
+        for name in unset:
+            object.__setattr__(self, name, OPEN[name])
         for name in ("prompt", "negative_prompt"):
             check_text(name, getattr(self, name), optional=name != "prompt")
         for name, low, high in INTEGERS:
@@ -124,7 +131,7 @@ class GenerationRequest:
 
     def replace(self, **changes: Any) -> "GenerationRequest":
         """The same request with some values changed, checked again."""
-        return replace(self, **changes)
+        return replace(self, **dict.fromkeys(self.unset) | changes)
 
 
 PRIVATE = {
@@ -133,7 +140,9 @@ PRIVATE = {
     "id_faces",
     "id_embedding",
     "control_image",
+    "unset",
 }  # a face never leaves with the picture
+OPEN = {"num_steps": 30, "guidance_scale": 3.5, "max_sequence_length": None}  # what FLUX.1-dev is asked for
 
 INTEGERS = (
     ("width", MIN_SIZE, MAX_SIZE),

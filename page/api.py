@@ -26,22 +26,28 @@ def wire_api(
     studio: Studio,
     released: dict[str, gr.components.Component],
     loras: gr.File,
-    lora_scale: gr.Slider,
 ) -> None:
     """`released`: the controls of the released Space's 14 arguments, in its order."""
-    photo, control, prompt, *settings = released.values()
+    photo, control, prompt, *_ = released.values()
     with gr.Column(visible=False):  # what only the API takes and answers; the page does not show it
         photos = gr.File(label="Several photographs of the person", file_count="multiple")
         negative = gr.Textbox(label="Negative prompt")
         true_cfg = gr.Number(DEFAULTS.true_cfg_scale, label="True guidance scale")
         count = gr.Number(DEFAULTS.num_images, label="Number of pictures", precision=0)
         plugins = gr.JSON(label="Plug-ins")
+        # Left out, each is what the model, or a LoRA for few steps, was made for; the page's never is.
+        left_open = {
+            "guidance_scale": gr.Number(None, label="Guidance scale"),
+            "num_steps": gr.Number(None, label="Steps", precision=0),
+        }
+        own_scale = gr.Number(None, label="Strength of the LoRAs")
         address = gr.Textbox(label="Address of the photograph")
         picture = gr.Image(label="Picture", format="png")
         gallery = gr.Gallery(label="Pictures", format="png")
         made = gr.JSON(label="Settings of each picture")
     endpoints = Endpoints(studio)
-    asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings, loras, lora_scale, plugins]
+    settings = [left_open.get(name, made) for name, made in [*released.items()][3:]]
+    asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings, loras, own_scale, plugins]
     run = RAW | ON_DEVICE
     gr.on([], endpoints.generate_image, [*released.values()], picture, api_name="generate_image", **run)
     gr.on([], endpoints.generate, asked, [gallery, made], api_name="generate", **run)
@@ -124,8 +130,8 @@ class Endpoints:
         seed: int = 0,
         width: int = DEFAULTS.width,
         height: int = DEFAULTS.height,
-        guidance_scale: float = DEFAULTS.guidance_scale,
-        num_steps: int = DEFAULTS.num_steps,
+        guidance_scale: float | None = None,
+        num_steps: int | None = None,
         infusenet_conditioning_scale: float = DEFAULTS.infusenet_conditioning_scale,
         infusenet_guidance_start: float = DEFAULTS.infusenet_guidance_start,
         infusenet_guidance_end: float = DEFAULTS.infusenet_guidance_end,
@@ -133,12 +139,13 @@ class Endpoints:
         enable_anti_blur: bool = False,
         model_version: str = VERSIONS[0],
         loras: list[dict] | None = None,
-        lora_scale: float = 1.0,
+        lora_scale: float | None = None,
         plugins: list[dict] | None = None,
     ) -> Iterator[tuple[Any, Any]]:
         """Several pictures, from one or several photographs of a person, or from none. Answers with the
         pictures and the settings of each; while they are being made, with the step. `plugins`: JSON objects
-        as infu/plugin_json.py has them, pictures and files sent as uploads."""
+        as infu/plugin_json.py has them, pictures and files sent as uploads. `num_steps`, `guidance_scale` and
+        `lora_scale` left out are what the model and the LoRAs were made for."""
         events = self.studio.events(
             model_version,
             enable_realism,

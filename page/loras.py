@@ -61,7 +61,8 @@ def draw_loras() -> Loras:
     return Loras(files, scale, report, picture)
 
 
-def wire_loras(studio: Studio, loras: Loras, prompt: gr.Textbox) -> None:
+def wire_loras(studio: Studio, loras: Loras, prompt: gr.Textbox, settings: dict[str, Any]) -> None:
+    """`settings`: those with the released names; what a LoRA for few steps was made for goes in there."""
     files, _, report, picture = loras
 
     @told
@@ -72,15 +73,20 @@ def wire_loras(studio: Studio, loras: Loras, prompt: gr.Textbox) -> None:
             values = describe_file(lora.path, studio.load().module_shapes)
             if values["what"] != "LoRA":
                 raise PhotoError(f"{values['file']} is no LoRA but this: {values['what']}.")
+            if studio.load().recipe is not None:  # the base is for few steps by itself, and that counts
+                values["few_steps"] = None
             found.append(values)
         rows = "".join(draw_file(visitor, i, values, len(found)) for i, values in enumerate(found))
         pictures = [values["needs_picture"] for values in found]
+        scales = [find_scale(values) for values in found]
         yield (
-            {"html": rows, "scales": [1.0] * len(found), "pictures": pictures},
+            {"html": rows, "scales": scales, "pictures": pictures},
             gr.update(visible=any(pictures)),
+            *fill_steps(found),
         )
 
-    seen = gr.on([files.upload, files.delete], inspect, files, [report, picture], **RAW, **QUIET)
+    filled = [settings["num_steps"], settings["guidance_scale"]]
+    seen = gr.on([files.upload, files.delete], inspect, files, [report, picture, *filled], **RAW, **QUIET)
     seen.failure(lambda: (None, NOTHING), None, [files, report], **QUICK)
     files.clear(lambda: (NOTHING, gr.update(visible=False)), None, [report, picture], **QUICK)
     report.add_word(add_word, prompt, prompt, **QUICK)
@@ -106,6 +112,17 @@ def ask_loras(asked: dict[str, Any]) -> tuple[Lora, ...]:
     )
 
 
+def fill_steps(found: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """Steps and guidance of the first file that is for few steps; without one the visitor's stay."""
+    recipe = next((values["few_steps"] for values in found if values["few_steps"]), None)
+    return (gr.skip(), gr.skip()) if recipe is None else (recipe["num_steps"], recipe["guidance_scale"])
+
+
+def find_scale(values: dict[str, Any]) -> float:
+    """The strength that a file was made for."""
+    return values["few_steps"]["scale"] if values["few_steps"] else 1.0
+
+
 def draw_file(visitor: gr.Request, i: int, values: dict[str, Any], count: int) -> str:
     """One file, as HTML: its name, what of it is used, its words, and among several its own strength."""
     name = html.escape(values["file"])
@@ -113,6 +130,9 @@ def draw_file(visitor: gr.Request, i: int, values: dict[str, Any], count: int) -
     lines = [say(visitor, "lora_matched", count=matched)]
     if values["unused"]:
         lines.append(say(visitor, "lora_unused", count=values["unused"]["count"]))
+    if recipe := values["few_steps"]:
+        told = {"steps": recipe["num_steps"], "guidance": f"{recipe['guidance_scale']:g}"}
+        lines.append(say(visitor, "lora_few_steps", **told, scale=f"{recipe['scale']:g}"))
     if values["needs_picture"]:
         lines.append(say(visitor, "lora_needs_picture"))
     words = "".join(
@@ -121,5 +141,6 @@ def draw_file(visitor: gr.Request, i: int, values: dict[str, Any], count: int) -
     )
     words = words and f"<p class='words'>{say(visitor, 'lora_words')} {words}</p>"
     title = html.escape(say(visitor, "lora_own_scale", name=values["file"]))
-    own = f"<input type='range' min='-2' max='2' step='0.05' value='1' data-file='{i}' aria-label='{title}'>"
+    span = f"min='-2' max='2' step='0.025' value='{find_scale(values):g}'"
+    own = f"<input type='range' {span} data-file='{i}' aria-label='{title}'>"
     return f"<section><b>{name}</b>{own if count > 1 else ''}<p>{' '.join(lines)}</p>{words}</section>"

@@ -4,6 +4,7 @@ import html
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -12,7 +13,8 @@ from backends import load_backend
 from infu.cli import find_lora
 from infu.errors import InfuError
 from infu.face import FaceStack
-from infu.models import MINI, VERSIONS, locate, read_defaults
+from infu.few_steps import read_base_recipe
+from infu.models import MINI, VERSIONS, ModelFiles, locate, read_defaults
 from infu.options import PATHS
 from infu.pipeline import Result, Step
 from infu.plugins import Plugin
@@ -56,8 +58,17 @@ class Studio:
 
     @property
     def defaults(self) -> GenerationRequest:
-        """What a request is until it is changed: the size and steps are those the model was made for."""
-        return DEFAULTS.replace(**read_defaults(self.options))
+        """What a request is until it is changed: the size, steps and guidance are those the model was made
+        for, as its files say before it is loaded."""
+        recipe = None if self.backend is None else self.backend.recipe
+        if self.backend is None:
+            with suppress(InfuError):  # to be fetched first, or wrong: loading says so
+                recipe = read_base_recipe(self.locate())
+        return DEFAULTS.replace(**(recipe.settings if recipe else {}) | read_defaults(self.options))
+
+    def locate(self) -> ModelFiles:
+        """The files of the model, without fetching any. Raises `InfuError`."""
+        return locate(**{name: value for name, value in self.options.items() if name in PLACES}, fetch=False)
 
     def load(self) -> "Backend":
         """The backend, loaded at the first call. A failed load raises, and is tried again at the next; but
@@ -99,12 +110,9 @@ class Studio:
         """The face models. Before the networks are loaded, by themselves, where their files are here; else
         this waits for all. What they find in a photograph then is not searched again by a run."""
         if self.backend is None:
-            try:
-                paths = {name: value for name, value in self.options.items() if name in PLACES}
-                files = locate(**paths, fetch=False)
+            with suppress(InfuError):  # to be fetched first, or wrong: loading says so
+                files = self.locate()
                 return FaceStack(files.detector, files.recogniser, 0)
-            except InfuError:
-                pass  # to be fetched first, or wrong: loading says so
         return self.load().faces
 
     def notice(self) -> str:

@@ -87,8 +87,9 @@ def fetch(url: str, what: str) -> str:
         ) from None
 
 
-def read_loras(sent: list[dict[str, Any]] | None, scale: float) -> tuple[Lora, ...]:
-    """LoRA files that a client sent, each at this scale. Raises `PhotoError`, `InvalidRequest`."""
+def read_loras(sent: list[dict[str, Any]] | None, scale: float | None) -> tuple[Lora, ...]:
+    """LoRA files that a client sent, each at this scale, None for its own. Raises `PhotoError`,
+    `InvalidRequest`."""
     paths = [read_upload(file, "LoRA") for file in check_list("loras", sent)]
     if any(isinstance(path, bytes) for path in paths):
         raise PhotoError(

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -43,7 +44,10 @@ RELEASED = [
     "enable_anti_blur",
     "model_version",
 ]
-FURTHER = ["id_image", "id_images", "negative_prompt", "true_cfg_scale", "num_images", "loras", "lora_scale"]
+FURTHER = [
+    *("id_image", "id_images", "negative_prompt", "true_cfg_scale", "num_images"),
+    *("loras", "lora_scale", "plugins"),
+]
 SMALL = {"prompt": "a portrait", "seed": 7, "width": 128, "height": 160, "num_steps": 3}
 ERRORS = [  # what is sent, the settings, what the client is told
     ("nothing", {}, "Give a photograph of a face."),
@@ -129,6 +133,16 @@ def test_a_lora_that_a_client_sends_is_used_and_what_was_used_of_it_is_told(clie
     foreign = GOLDEN / "lora/foreign/sdxl_kohya.safetensors"
     with pytest.raises(AppError, match="Stable Diffusion XL"):
         further(foreign)
+
+
+def test_what_a_client_leaves_open_is_what_a_lora_for_few_steps_was_made_for(client: Client, tmp_path: Path):
+    own = MINI / "InfiniteYou/supports/optional_loras/flux_realism_lora.safetensors"
+    hyper = shutil.copy(own, tmp_path / "Hyper-FLUX.1-dev-5steps-lora.safetensors")
+    asked = {"prompt": "a portrait", "width": 64, "height": 64, "loras": [handle_file(hyper)]}
+    _, (made,) = client.predict(**asked, api_name="/generate")
+    assert (made["num_steps"], made["guidance_scale"], made["plugins"][0]["scale"]) == (5, 3.5, 0.125)
+    _, (made,) = client.predict(**asked, num_steps=2, lora_scale=1, api_name="/generate")
+    assert (made["num_steps"], made["plugins"][0]["scale"]) == (2, 1.0)
 
 
 @pytest.mark.parametrize("sent, changes, sentence", ERRORS)

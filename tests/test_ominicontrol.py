@@ -15,6 +15,7 @@ from backends import load_backend
 from infu import Cancelled, GenerationRequest, InfuError, Lora, OminiControl, generate
 from infu.hooks import Run
 from infu.ominicontrol import place_tokens, read_condition
+from infu.options import PictureOptions
 from infu.weights.lora import read_lora
 from infu.weights.ominicontrol import read_adapter
 
@@ -270,3 +271,20 @@ def test_the_released_adapters_fit_flux_at_full_size(tmp_path):
     changes = read_adapter(file)
     assert len(changes) == 1 + 19 * 6 + 38 * 6 and not file.unused
     assert {change.factor for change in changes.values()} == {1.0}
+
+
+def test_the_command_line_takes_an_adapter_and_its_picture(tmp_path):
+    file = tmp_path / "subject: 512.safetensors"
+    file.write_bytes(SUBJECT.read_bytes())
+    picture("subject_image").save(tmp_path / "cup.png")
+    short = PictureOptions(ominicontrol=[f"{file}:0.5:{tmp_path}/cup.png", f"{file}::{tmp_path}/cup.png"])
+    assert [(plugin.path, plugin.scale) for plugin in short.request().plugins] == [
+        (str(file), 0.5),
+        (str(file), 1.0),
+    ]
+    written = {"ominicontrol": str(file), "image": f"{tmp_path}/cup.png", "position_delta": [0, -4]}
+    (long,) = PictureOptions(plugin=[json.dumps(written)]).request().plugins
+    assert long.position_delta == (0, -4) and long.settings()["ominicontrol"] == file.name
+    for wrong, sentence in ((str(file), "FILE:SCALE:PICTURE"), (f"{file}:1:{tmp_path}/no.png", "no.png")):
+        with pytest.raises(InfuError, match=sentence):
+            PictureOptions(ominicontrol=[wrong]).request()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,27 @@ def test_a_visitor_sees_what_a_lora_does_adds_its_word_and_gives_each_its_streng
         assert made["prompt"] == "a cook, <b>inkwash</b>"
         used = [(plugin["lora"], plugin["scale"]) for plugin in made["plugins"]]
         assert used == [("ink.safetensors", 0.75), (LORA.name, 1.5)]
+
+
+def test_a_lora_for_few_steps_sets_its_steps_and_strength(
+    browser: Browser, server: Server, photo: Path, tmp_path: Path
+):
+    hyper = shutil.copy(LORA, tmp_path / "Hyper-FLUX.1-dev-3steps-lora.safetensors")
+    with visited(browser, server) as page:
+        upload(page, photo)
+        open_fold(page)
+        page.locator("#lora > button").click()
+        page.set_input_files("#loras input[type=file]", hyper)
+        told = "Made for 3 steps, guidance 3.5 and strength 0.125, which are now set."
+        expect(page.locator("#lora_report")).to_contain_text(told, timeout=PATIENCE)
+        expect(page.locator("#num_steps input")).to_have_value("3", timeout=PATIENCE)
+        page.locator("#generate").click()
+        expect(page.locator("#progress")).to_contain_text("Done in", timeout=PATIENCE)
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        made = read_picture(download.value.path())
+        assert made["num_steps"] == 3
+        assert made["plugins"] == [{"lora": hyper.name, "scale": 0.125}]
 
 
 def test_a_control_lora_asks_for_its_picture_and_follows_it(

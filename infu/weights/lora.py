@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infu.errors import BrokenFile, MissingFile
+from infu.few_steps import Recipe, find_lora_recipe
 from infu.weights.changes import Change, Matrix
 from infu.weights.files import fold, open_weights
 from infu.weights.foreign import name_foreign_lora
@@ -58,6 +59,7 @@ class LoraFile:
     changes: dict[str, dict[str, Change]]
     unused: tuple[str, ...]
     ignored: dict[str, tuple[str, ...]]  # reason -> keys
+    recipe: Recipe | None = None  # what it was made for, where it is known as one for few steps
 
     @property
     def changes_text(self) -> bool:
@@ -81,7 +83,8 @@ class LoraFile:
         ignored = {reason: fold(keys) for reason, keys in self.ignored.items()}
         unused = {"count": len(self.unused), "names": fold(self.unused)} if self.unused else None
         report = {"file": self.name, "matched": self.matched, "unused": unused, "ignored": ignored}
-        return report | {"needs_picture": self.control is not None}
+        few_steps = None if self.recipe is None else self.recipe.report
+        return report | {"needs_picture": self.control is not None, "few_steps": few_steps}
 
     @property
     def notes(self) -> list[str]:
@@ -129,7 +132,9 @@ def read_lora(path: Path, networks: Mapping[str, Shapes]) -> LoraFile:
         raise BrokenFile(
             f"Nothing in the LoRA fits this model: 0 of its modules. It holds {held or 'no tensors'}."
         )
-    return LoraFile(path.name, changes, tuple(unused), {why: tuple(keys) for why, keys in ignored.items()})
+    recipe = find_lora_recipe(path, weights.metadata)
+    reasons = {why: tuple(keys) for why, keys in ignored.items()}
+    return LoraFile(path.name, changes, tuple(unused), reasons, recipe)
 
 
 # Names.
