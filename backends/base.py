@@ -19,7 +19,7 @@ from infu.face import FaceStack
 from infu.few_steps import Recipe, read_base_recipe
 from infu.flow import Scheduler, read_flow
 from infu.hooks import NOTHING, Additions, Run, Runner, total
-from infu.models import ModelFiles
+from infu.models import ModelFiles, find_lora_file
 from infu.plugins import Lora, Plugin
 from infu.preview import LatentColours, read_latent_colours
 from infu.prompt import Tokenizers
@@ -168,8 +168,9 @@ class Backend(ABC):
         return [(self.read_lora(plugin.path), plugin.scale) for plugin in plugins if plugin.scale != 0]
 
     def read_lora(self, path: str | Path) -> LoraFile:
-        """A LoRA by its path, size and time: known ones are not read again."""
-        return self.cache("lora", identify(path), lambda: read_lora(Path(path), self.module_shapes))
+        """A LoRA by its path, size and time, or by a name: known ones are not read again."""
+        file = find_lora_file(path)
+        return self.cache("lora", identify(file), lambda: read_lora(file, self.module_shapes))
 
     def network(self, kind: str, path: str | Path, load: Callable[[], T]) -> T:
         """The network of a plug-in, or one that looks at its picture, by the file or folder it is in: loaded

@@ -22,6 +22,7 @@ import typer
 
 from infu.batch import read_batch
 from infu.errors import InfuError, InvalidRequest, MissingFile, ModelError
+from infu.models import NAMED_LORAS
 from infu.options import PATHS, ModelOptions, OutputOptions, PictureOptions, read_array, spread
 from infu.pipeline import Result, check_noise
 from infu.pipeline import generate as make_picture
@@ -111,6 +112,10 @@ def download(
         list[str] | None,
         typer.Option("--ip_adapter", help="Besides, xlabs or instantx with its image encoder; repeat."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", help=f"Besides, one of {', '.join(NAMED_LORAS)}; repeat."),
+    ] = None,
     pulid: Annotated[
         str | None,
         typer.Option("--pulid", help="Besides, PuLID 0.9.1 or 0.9.0 with what looks at its photo."),
@@ -120,7 +125,15 @@ def download(
 
     Into the hub's cache (HF_HOME moves it); what is there already is kept, and needs no request.
     """
-    from infu.models import BASE, INFINITE_YOU, fetch_ip_adapter, fetch_pulid, fetch_recogniser, locate
+    from infu.models import (
+        BASE,
+        INFINITE_YOU,
+        fetch_ip_adapter,
+        fetch_lora,
+        fetch_pulid,
+        fetch_recogniser,
+        locate,
+    )
 
     with reported(output):
         paths = {name: getattr(model, name) for name in PATHS}
@@ -130,6 +143,9 @@ def download(
             for name in ip_adapter or ():  # first: a wrong name is told before 40 GB are fetched
                 published = fetch_ip_adapter(name)
                 say(f"{published.repo} is here ({published.licence}).", output)
+            for name in lora or ():
+                published = fetch_lora(name)
+                say(f"{name} of {published.repo} is here ({published.licence}).", output)
             for name, licence in fetch_pulid(pulid).items() if pulid else ():
                 say(f"{name} is here ({licence}).", output)
             files = locate(model_version=model.model_version, **paths)

@@ -99,6 +99,27 @@ PULID_FACEXLIB = {  # and in facexlib's releases, MIT: file -> release
 }
 
 
+NAMED_LORAS = {  # what a user may call them: LoRAs for few steps (infu/few_steps.py), OminiControl's adapters
+    **{
+        f"hyper-{steps}": Published(
+            "ByteDance/Hyper-SD", FLUX_LICENCE, (f"Hyper-FLUX.1-dev-{steps}steps-lora.safetensors",)
+        )
+        for steps in (8, 16)
+    },
+    "turbo-alpha": Published(
+        "alimama-creative/FLUX.1-Turbo-Alpha", FLUX_LICENCE, ("diffusion_pytorch_model.safetensors",)
+    ),
+    **{
+        name: Published("Yuanshi/OminiControl", "Apache-2.0", (f"{folder}/{name}.safetensors",))
+        for folder, names in {
+            "omini": ("subject_512", "subject_1024_beta"),
+            "experimental": ("canny", "depth", "coloring", "deblurring", "fill"),
+        }.items()
+        for name in names
+    },
+}
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """Every file of one model. `name` and `model_versions` may be shown to a user; no path ever is.
@@ -233,6 +254,27 @@ def find_published(
     if isinstance(source, str) and re.fullmatch(r"[\w-]+", source) and not Path(source).exists():
         raise UnknownName(what, source, known)
     return local_path(source, what) or find_repo(str(source), list(files), fetch)
+
+
+def find_lora_file(source: str | Path) -> Path:
+    """A LoRA's or OminiControl adapter's file: a path, or one of `NAMED_LORAS`, which a request does not
+    fetch. Raises `MissingFile`."""
+    if str(source) not in NAMED_LORAS or Path(source).exists():
+        return Path(source).expanduser()
+    try:
+        return find_published("LoRA", str(source), NAMED_LORAS, (), fetch=False)
+    except MissingFile:
+        raise MissingFile(
+            f"{source} is not here. Run `python -m infu download --lora {source}`, or give its file."
+        ) from None
+
+
+def fetch_lora(name: str) -> Published:
+    """Fetch one of `NAMED_LORAS`, where it is not here. Raises `UnknownName`, `DownloadError`."""
+    if name not in NAMED_LORAS:
+        raise UnknownName("LoRA", name, NAMED_LORAS)
+    find_published("LoRA", name, NAMED_LORAS, ())
+    return NAMED_LORAS[name]
 
 
 def find_controlnet(source: str | Path, fetch: bool = True) -> Path:

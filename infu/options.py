@@ -22,6 +22,7 @@ import typer
 from infu.checks import shown
 from infu.errors import InvalidRequest, MissingFile, UnknownName
 from infu.images import read_photo
+from infu.models import find_lora_file
 from infu.plugin_json import PICTURES, read_numbers, read_plugin
 from infu.plugins import IPAdapter, Lora, OminiControl, Plugin, PuLID
 from infu.pose import POSES
@@ -270,7 +271,7 @@ def find_file(folder: Path, field: str, name: Any) -> Any:
 
 
 def check_lora(lora: Lora) -> Lora:
-    if not Path(lora.path).is_file():
+    if not find_lora_file(lora.path).is_file():
         raise MissingFile(f"There is no LoRA file {Path(lora.path).name!r}. Check its name and folder.")
     return lora
 

@@ -32,7 +32,8 @@ def picture() -> Any:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA on the base model. `path`: a safetensors file; `scale` may be 0 (as if absent) or negative, None
+    """A LoRA on the base model. `path`: a safetensors file, or the name of a known one (hyper-8, hyper-16,
+    turbo-alpha; `python -m infu download --lora NAME`); `scale` may be 0 (as if absent) or negative, None
     for what the file was made for: 1, or of some that need few steps another (infu/few_steps.py).
     `image`: what a control LoRA follows (its edges or depth, as the LoRA was made for), cut to the output's
     shape about its middle.
@@ -185,7 +186,8 @@ class PuLID:
 
 @dataclass(frozen=True)
 class OminiControl:
-    """A subject or a spatial condition as more image tokens. `path`: the adapter's LoRA; `image`: the picture
+    """A subject or a spatial condition as more image tokens. `path`: the adapter's LoRA, or its name
+    (subject_512, subject_1024_beta, canny, depth, coloring, deblurring, fill); `image`: the picture
     they are of. `scale`: strength of their attention, 1 as released, 0 as if absent. `position_delta`: rows
     and columns, in tokens of 16 pixels, by which the picture lies beside the one that is made, (0, 0) on it;
     None for what a released file of this name was trained with, else (0, 0). `position_scale`: how many of

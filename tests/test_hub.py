@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from golden import GOLDEN
+from golden import GOLDEN, PEFT
 from hub_server import Hub
 from safetensors.numpy import load, load_file, save, save_file
 
-from infu.errors import BrokenFile, DownloadError
+from infu.errors import BrokenFile, DownloadError, MissingFile
 from infu.hub import explain, fetch_file
+from infu.models import find_lora_file
 from infu.weights.pulid import EVA
 
 BASE, INFINITE_YOU = "black-forest-labs/FLUX.1-dev", "ByteDance/InfiniteYou"
@@ -165,6 +166,35 @@ def test_pulid_is_fetched_with_what_looks_at_its_photograph(hub: Hub, tmp_path: 
     ], told.stderr
     assert hub.seen == []
     assert "version of PuLID" in refusal(run(hub, tmp_path, "download", "--pulid", "2", "--json"), tmp_path)
+
+
+def test_loras_and_adapters_are_fetched_by_name_and_known_for_what_they_are(hub: Hub, tmp_path: Path):
+    repo = "alimama-creative/FLUX.1-Turbo-Alpha"
+    hub.repos[repo] = {"diffusion_pytorch_model.safetensors": PEFT.read_bytes(), "README.md": b"#"}
+    adapter = (GOLDEN / "ominicontrol/subject.safetensors").read_bytes()
+    hub.repos["Yuanshi/OminiControl"] = {f"omini/{n}.safetensors": adapter for n in ("subject_512", "other")}
+    answer = run(hub, tmp_path, "download", "--lora", "turbo-alpha", "--lora", "subject_512")
+    assert answer.returncode == 0, answer.stderr
+    assert f"turbo-alpha of {repo} is here (FLUX.1 [dev] Non-Commercial License)." in answer.stderr
+    assert hub.fetched() >= {"diffusion_pytorch_model.safetensors", "omini/subject_512.safetensors"}
+    assert not hub.fetched() & {"README.md", "omini/other.safetensors"}
+    hub.seen.clear()
+    script = (
+        "from infu.few_steps import find_lora_recipe; from infu.models import find_lora_file; "
+        "print(find_lora_recipe(find_lora_file('turbo-alpha'), {}).name, find_lora_file('subject_512').name)"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
+    root = Path(__file__).parents[1]
+    told = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=root, capture_output=True, text=True
+    )
+    assert told.stdout.split() == ["FLUX.1-Turbo-Alpha", "subject_512.safetensors"], told.stderr
+    assert hub.seen == []
+    assert "LoRA called 'turbo'" in refusal(
+        run(hub, tmp_path, "download", "--lora", "turbo", "--json"), tmp_path
+    )
+    with pytest.raises(MissingFile, match="python -m infu download --lora hyper-8"):
+        find_lora_file("hyper-8")
 
 
 def test_a_model_that_is_here_needs_no_network(hub: Hub, tmp_path: Path):
