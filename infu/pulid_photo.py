@@ -14,7 +14,6 @@ from PIL import Image
 from infu.cache import Cache, digest, identify
 from infu.detectors import ANTELOPE, load_detector, open_session
 from infu.errors import MissingFile, NoFaceError
-from infu.face import align as align_for_recogniser
 from infu.face import order_faces
 from infu.models import PULID_FACEXLIB, list_pulid_places
 from infu.parsing import parse_face
@@ -130,8 +129,8 @@ def embed(photo: np.ndarray, crop: np.ndarray, encoders: Encoders) -> np.ndarray
     )
     faces = order_faces(load_detector(encoders.detector)(photo, DETECTOR_SIZE), photo)
     if faces:
-        return recogniser.embed(align_for_recogniser(photo, faces[0].keypoints))
-    return recogniser.embed(cv2.resize(crop, (112, 112)))
+        return recogniser.embed(photo, faces[0].keypoints)
+    return recogniser.embed_crop(cv2.resize(crop, (112, 112)))
 
 
 def make_input(crop: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:

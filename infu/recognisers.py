@@ -30,7 +30,10 @@ class Recogniser:
 
     def embed(self, picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) and a face's five points -> float32 (E,), of any length."""
-        crop = align(picture, keypoints)
+        return self.embed_crop(align(picture, keypoints))
+
+    def embed_crop(self, crop: np.ndarray) -> np.ndarray:
+        """A face aligned elsewhere, uint8 RGB (112, 112, 3) -> float32 (E,), of any length."""
         pixels = (crop[:, :, ::-1] if self.bgr else crop).astype(np.float32)
         pixels = (pixels - 127.5) / self.scale
         pixels = pixels.transpose(2, 0, 1) if self.channels_first else pixels
