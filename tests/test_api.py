@@ -135,7 +135,6 @@ def test_a_lora_that_a_client_sends_is_used_and_what_was_used_of_it_is_told(clie
         further(foreign)
 
 
-<<<<<<< HEAD
 def test_what_a_client_leaves_open_is_what_a_lora_for_few_steps_was_made_for(client: Client, tmp_path: Path):
     own = MINI / "InfiniteYou/supports/optional_loras/flux_realism_lora.safetensors"
     hyper = shutil.copy(own, tmp_path / "Hyper-FLUX.1-dev-5steps-lora.safetensors")
@@ -144,7 +143,8 @@ def test_what_a_client_leaves_open_is_what_a_lora_for_few_steps_was_made_for(cli
     assert (made["num_steps"], made["guidance_scale"], made["plugins"][0]["scale"]) == (5, 3.5, 0.125)
     _, (made,) = client.predict(**asked, num_steps=2, lora_scale=1, api_name="/generate")
     assert (made["num_steps"], made["plugins"][0]["scale"]) == (2, 1.0)
-=======
+
+
 def test_a_plugin_that_a_client_sends_is_used_and_no_file_of_the_server_is(client: Client, photo: Path):
     def further(**plugin) -> dict:
         return client.predict(**SMALL, plugins=[plugin], api_name="/generate")[1][0]
@@ -161,7 +161,6 @@ def test_a_plugin_that_a_client_sends_is_used_and_no_file_of_the_server_is(clien
         further(pulid=str(tiny), id_tokens=tokens)
     with pytest.raises(AppError, match="image must be an upload"):
         further(pulid="0.9.1", image=str(photo))
->>>>>>> 750852f (A client's plug-ins are tested at /generate; PuLID follows the recogniser's new way of taking a face)
 
 
 @pytest.mark.parametrize("sent, changes, sentence", ERRORS)
