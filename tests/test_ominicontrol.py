@@ -95,7 +95,7 @@ def test_a_picture_is_encoded_as_the_released_code_does(loaded, name: str):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_strength_goes_from_none_to_the_released_one(loaded, name: str, independent: bool):
     """At 0 the file is not even read; just above it the tokens weigh nothing; 1 is no bias at all."""
-    backend, plain = loaded(name), ask({"conds": []})
+    backend, plain = loaded(name), ask({"conds": []}, num_steps=1)
     without = run(backend, plain)
     absent = OminiControl("nowhere.safetensors", picture("subject_image"), scale=0)
     np.testing.assert_array_equal(run(backend, plain.replace(plugins=[absent])), without)
@@ -104,7 +104,7 @@ def test_strength_goes_from_none_to_the_released_one(loaded, name: str, independ
         for scale in (1e-20, 1.0)
     )
     np.testing.assert_allclose(weak, without, rtol=0, atol=1e-4)  # e^-46 of the softmax
-    assert np.abs(strong - without).max() > 0.1
+    assert np.abs(strong - without).max() > 0.1  # 0.4 in four steps
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -131,20 +131,21 @@ def test_a_loras_change_stays_out_of_the_condition(loaded, name: str, tmp_path):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_order_of_plugins_means_nothing_and_nothing_of_them_stays(loaded, name: str):
     backend = loaded(name)
-    before = run(backend, ask({"conds": []}))
-    request = ask(CASES["cases"]["subject_and_spatial"] | {"style": "style", "infu": {"sc": 1.0}})
+    before = run(backend, ask({"conds": []}, num_steps=1))
+    case = CASES["cases"]["subject_and_spatial"] | {"style": "style", "infu": {"sc": 1.0}}
+    request = ask(case, num_steps=2)
     latents = run(backend, request)
     turned = run(backend, request.replace(plugins=request.plugins[::-1]))
     np.testing.assert_allclose(turned, latents, rtol=0, atol=1e-5)  # sums in another order
     np.testing.assert_array_equal(run(backend, request), latents)
 
     def stop(step, *_):
-        if step == 2:
+        if step == 1:
             raise Cancelled
 
     with pytest.raises(Cancelled):
         generate(request, backend, on_step=stop)
-    np.testing.assert_array_equal(run(backend, ask({"conds": []})), before)
+    np.testing.assert_array_equal(run(backend, ask({"conds": []}, num_steps=1)), before)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -160,7 +161,7 @@ def test_two_pictures_of_odd_size_are_those_of_their_seeds(loaded, name: str):
 def test_a_negative_prompt_is_steered_by_the_picture_too(loaded, name: str):
     """Equal prompts make equal passes, so their difference steers nothing; without the picture in the
     negative pass it would steer by the picture."""
-    case = ask(CASES["cases"]["spatial"])
+    case = ask(CASES["cases"]["spatial"], num_steps=1)
     both = case.replace(negative_prompt=CASES["prompt"], true_cfg_scale=3.0)
     np.testing.assert_allclose(run(loaded(name), both), run(loaded(name), case), rtol=0, atol=1e-4)
 
