@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeAlias
 import cv2
 import numpy as np
 import pillow_heif
-from PIL import Image
+from PIL import Image, ImageOps
 
 from infu.errors import PhotoError
 
@@ -63,6 +63,19 @@ def read_photo(source: Photo) -> np.ndarray:
         raise PhotoError(f"There is no file {name}. Check its name and folder.") from None
     except (OSError, ValueError):  # a folder, no right to read it, a NUL in the name
         raise PhotoError(f"{name} cannot be read. Check that it is a file, and yours to read.") from None
+
+
+def fit_picture(photo: Photo, width: int, height: int) -> np.ndarray:
+    """A photograph, as `read_photo` takes it -> uint8 RGB (height, width, 3): filled, cut about its middle.
+    One of that size stays as it is."""
+    picture = Image.fromarray(read_photo(photo))
+    return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
+
+
+def pad_picture(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A picture (H, W, 3), no larger than width x height, at its top left; its edge is repeated beyond."""
+    beyond = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+    return np.pad(picture, beyond, mode="edge")
 
 
 def read_stream(stream: BinaryIO, what: str) -> np.ndarray:

@@ -112,7 +112,7 @@ def list_writers(raw: Mapping[str, Any]) -> list[str]:
 def describe_network(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     """One network of a file: what it is, how much, and the bytes it takes in memory."""
     values: dict[str, Any] = {"what": TITLES[part], "tensors": len(checkpoint), "bytes": checkpoint.nbytes}
-    if part in ("transformer", "infusenet"):
+    if part in ("transformer", "infusenet", "controlnet"):
         guidance = any("guidance_embedder" in name for name in checkpoint)
         if part == "transformer":
             values["what"] = f"FLUX.1-{'dev' if guidance else 'schnell'} or a fine-tune of it"

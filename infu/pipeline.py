@@ -13,13 +13,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from infu.errors import InvalidRequest, NonFiniteError
 from infu.few_steps import settle
 from infu.flow import make_sigmas
 from infu.hooks import NOTHING, Additions, Run, Runner
-from infu.images import read_photo
+from infu.images import fit_picture, pad_picture, read_photo
 from infu.keypoints import draw_keypoints, fit_control_photo
 from infu.metadata import describe, picture_metadata
 from infu.noise import make_noise, pack_latents
@@ -308,12 +308,8 @@ def read_control(request: GenerationRequest, plugin: Lora, lora: LoraFile) -> np
         )
     if plugin.image is None:
         return None
-    photo = ImageOps.fit(
-        Image.fromarray(read_photo(plugin.image)), (request.width, request.height), Image.Resampling.LANCZOS
-    )
-    width, height = request.run_size  # a little larger, and cut again after decoding
-    beyond = ((0, height - request.height), (0, width - request.width), (0, 0))
-    return np.pad(np.asarray(photo), beyond, mode="edge")
+    photo = fit_picture(plugin.image, request.width, request.height)
+    return pad_picture(photo, *request.run_size)  # a little larger, and cut again after decoding
 
 
 def encode_negative(request: GenerationRequest, backend: Backend) -> Any:

@@ -121,16 +121,21 @@ def make_constants(
     states: mx.array,
     pooled: mx.array,
     guidance_scale: float,
+    first: mx.array | None = None,
 ) -> Constants:
     """The constants of a DiT or an InfuseNet for a picture of width x height pixels.
 
     `states` (B, T, joint width) and `pooled` (B, P) in the network's dtype; `sigmas` N + 1 floats, the last
-    one (0) is the end and no step. `guidance_scale` is not used where the config has no guidance.
+    one (0) is the end and no step. `guidance_scale` is not used where the config has no guidance. `first`
+    (B, 1, D): a token that goes before the embedded text.
     """
+    txt = network.context_embedder(states)  # (B, T, D)
+    if first is not None:
+        txt = mx.concatenate([first, txt], axis=1)
     temb = nn.silu(network.time_text_embed(sigmas[:-1], guidance_scale, pooled))  # (N, B, D)
     return Constants(
-        txt=network.context_embedder(states),
-        rope=make_rope(make_positions(states.shape[1], width, height), network.config.axes_dims_rope),
+        txt=txt,
+        rope=make_rope(make_positions(txt.shape[1], width, height), network.config.axes_dims_rope),
         doubles=[(block.norm1(temb), block.norm1_context(temb)) for block in network.transformer_blocks],
         singles=[block.norm(temb) for block in network.single_transformer_blocks],
         out=network.norm_out(temb) if "norm_out" in network else None,

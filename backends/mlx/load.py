@@ -22,6 +22,7 @@ from backends.mlx.stream import stream_layers
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
 from infu.weights.checkpoint import Checkpoint, open_part
 from infu.weights.config import make_config
+from infu.weights.controlnet import make_controlnet_config
 from infu.weights.files import fold
 from infu.weights.torchfile import read_state_dict
 
@@ -46,6 +47,18 @@ def load_infusenet(
 ) -> infusenet.InfuseNet:
     weights = open_part(path, "infusenet")
     network = infusenet.InfuseNet(flux_config(path, base, weights))
+    return load_network(network, path, weights, dtype, bits, streamed)
+
+
+def load_controlnet(
+    path: Path, base: Path, dtype: mx.Dtype, bits: int | None = None, streamed: Chosen = None
+) -> infusenet.InfuseNet:
+    weights = open_part(path, "controlnet")
+    base_config = vars(read_config(dit.FluxConfig, base / "config.json", dit.OLD_CONFIG))
+    values = make_controlnet_config(base_config, path, weights)
+    config = dit.FluxConfig(**{f.name: values[f.name] for f in fields(dit.FluxConfig)})
+    extras = (values["num_mode"] or 0, values["conditioning_embedding_channels"] or 0)
+    network = infusenet.InfuseNet(config, *extras)
     return load_network(network, path, weights, dtype, bits, streamed)
 
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from backends.base import Backend, Text
 from backends.pytorch import dit, infusenet, load
+from backends.pytorch.infusenet import InfuseConstants
 from backends.pytorch.load import load_network
 from backends.pytorch.lora import Branches, embed_controls
 from backends.pytorch.plugins import ip_adapter, ominicontrol
@@ -56,14 +57,6 @@ def on_device(method: Callable) -> Callable:
         return method(backend, *values, **named)
 
     return told_when_full()(torch.inference_mode()(run))
-
-
-@dataclass(frozen=True, eq=False)
-class InfuseConstants:
-    """InfuseNet's constants of a picture, and its control latents in the network's dtype (1, L, 64)."""
-
-    constants: dit.Constants
-    control: Tensor
 
 
 class PytorchBackend(Backend):
@@ -218,7 +211,7 @@ class PytorchBackend(Backend):
     @on_device
     def infuse(self, side: InfuseConstants, step: int, latents: Tensor, scale: float) -> dit.Residuals:
         network = self._infusenet.arrive()
-        return infusenet.infuse(network, side.constants, step, latents.to(self._dtype), side.control, scale)
+        return infusenet.infuse(network, side.blocks, step, latents.to(self._dtype), side.control, scale)
 
     @on_device
     def velocity(

@@ -73,9 +73,11 @@ def make_constants(
     states: Tensor,
     pooled: Tensor,
     guidance_scale: float,
+    first: Tensor | None = None,
 ) -> Constants:
     """`states` (1, T, joint width) and `pooled` (1, P) in the network's dtype; `sigmas` N + 1 floats, the
-    last one (0) is the end and no step. `guidance_scale` is not used where the config has no guidance."""
+    last one (0) is the end and no step. `guidance_scale` is not used where the config has no guidance.
+    `first` (1, 1, D): a token that goes before the embedded text."""
     temb = embed_time(network, sigmas[:-1], pooled, guidance_scale)
     doubles = [
         (modulate_twice(block.norm1.linear(temb)), modulate_twice(block.norm1_context.linear(temb)))
@@ -86,10 +88,13 @@ def make_constants(
     if hasattr(network, "norm_out"):
         scale, shift = network.norm_out.linear(temb).chunk(2, dim=-1)  # diffusers' order, not BFL's
         out = Modulation(shift, scale + 1, None)
+    text = network.context_embedder(states)  # (1, T, D)
+    if first is not None:
+        text = torch.cat([first, text], dim=1)
     ids = torch.cat(
-        [states.new_zeros(states.shape[1], 3, dtype=torch.float32), make_ids(width, height, states.device)]
+        [states.new_zeros(text.shape[1], 3, dtype=torch.float32), make_ids(width, height, states.device)]
     )
-    return Constants(network.context_embedder(states), make_rope(network, ids), doubles, singles, out)
+    return Constants(text, make_rope(network, ids), doubles, singles, out)
 
 
 def embed_time(network: nn.Module, sigmas: Sequence[float], pooled: Tensor, guidance_scale: float) -> Tensor:

@@ -22,6 +22,7 @@ from backends.pytorch.tensors import to_tensor
 from infu.errors import BrokenFile, MissingFile
 from infu.weights.checkpoint import Blocks, Checkpoint, Fp8, open_part
 from infu.weights.config import make_config
+from infu.weights.controlnet import make_controlnet_config
 from infu.weights.files import fold
 from infu.weights.torchfile import read_state_dict
 
@@ -63,6 +64,7 @@ def build_t5(config: dict) -> nn.Module:
 BUILDS = {
     "transformer": build_transformer,
     "infusenet": build_infusenet,
+    "controlnet": build_infusenet,  # the same class
     "vae": build_vae,
     "text_encoder": build_clip,
     "text_encoder_2": build_t5,
@@ -103,6 +105,8 @@ def load_network(
 
 def find_config(part: str, path: Path, base: Path, weights: Checkpoint) -> dict:
     """The config of a network's folder, or what a single file's tensors and the base's config say."""
+    if part == "controlnet":
+        return make_controlnet_config(read_config(base), path, weights)
     config = read_config(path if path.is_dir() else base)
     if part in ("transformer", "infusenet") and not path.is_dir():
         config = make_config(config, weights)

@@ -8,7 +8,7 @@ the numbers of that one. What is stored in 8 bits or fewer can also be had as it
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ from infu.weights.changes import Rows, take
 from infu.weights.files import WeightFiles, fold, open_weights
 from infu.weights.foreign import refuse_channels, refuse_quantisation, refuse_weights
 from infu.weights.gguf import PLAIN, GgufFile, all_finite
-from infu.weights.names import BLOCKS, OUTSIDE, SWAPPED, T5_GGUF, VAE, block_numbers, rename
+from infu.weights.names import (
+    BLOCKS,
+    OUTSIDE,
+    SIDE_OUTSIDE,
+    SWAPPED,
+    T5_GGUF,
+    VAE,
+    XLABS_HINT,
+    block_numbers,
+    rename,
+)
 
 PREFIXES = {  # of a network in a file that holds several
     "transformer": ("model.diffusion_model.", "diffusion_model."),
@@ -29,6 +39,7 @@ PREFIXES = {  # of a network in a file that holds several
     "text_encoder": ("text_encoders.clip_l.transformer.",),
     "text_encoder_2": ("text_encoders.t5xxl.transformer.",),
     "infusenet": (),
+    "controlnet": (),
 }
 SIGNS = {  # a tensor that a network always has, in one spelling or another
     "transformer": r"^(double_blocks|transformer_blocks)\.\d+\.",
@@ -36,9 +47,11 @@ SIGNS = {  # a tensor that a network always has, in one spelling or another
     "text_encoder": r"^(text_model\.)?embeddings\.token_embedding\.",
     "text_encoder_2": r"^(encoder\.block|enc\.blk)\.\d+\.",
     "infusenet": r"^controlnet_(x_embedder|blocks|single_blocks)\.",
+    "controlnet": r"^(controlnet_(x_embedder|blocks)|input_hint_block)\.",
 }
+ONLY_CONTROLNET = r"^(controlnet_mode_embedder|input_hint_block)\."  # else its tensors are as InfuseNet's
 TITLES = {"transformer": "FLUX transformer", "vae": "VAE", "text_encoder": "CLIP text encoder",
-          "text_encoder_2": "T5 encoder", "infusenet": "InfuseNet"}  # fmt: skip
+          "text_encoder_2": "T5 encoder", "infusenet": "InfuseNet", "controlnet": "ControlNet"}  # fmt: skip
 NEEDLESS = (
     r"^(text_projection\.weight|logit_scale|(text_model\.)?embeddings\.position_ids|scaled_fp8|spiece_model)$"
 )
@@ -174,7 +187,11 @@ def find_parts(weights: Mapping[str, Any]) -> list[str]:
     found = [
         part for part in SIGNS if any(re.search(SIGNS[part], name) for name in part_names(weights, part))
     ]
-    return [part for part in found if part != "transformer" or "infusenet" not in found]  # blocks of one name
+    if "controlnet" not in found:
+        return found
+    own = any(re.search(ONLY_CONTROLNET, name) for name in weights)
+    others = ("transformer", "infusenet" if own else "controlnet")  # with blocks of the same names
+    return [part for part in found if part not in others]
 
 
 def list_parts(file: str, weights: Any) -> list[str]:
@@ -194,8 +211,8 @@ def part_names(weights: Mapping[str, Any], part: str) -> dict[str, str]:
 
 
 def open_part(path: Path, part: str) -> Checkpoint:
-    """The tensors of `part` ("transformer", "vae", "text_encoder", "text_encoder_2", "infusenet") in a file
-    or folder. Raises `MissingFile`, or `BrokenFile` for what is broken, not whole, or not this network."""
+    """The tensors of `part`, one of `TITLES`, in a file or folder. Raises `MissingFile`, or `BrokenFile` for
+    what is broken, not whole, or not this network."""
     raw = open_weights(path)
     refuse_weights(path.name, raw, part)
     names = part_names(raw, part)
@@ -209,6 +226,9 @@ def open_part(path: Path, part: str) -> Checkpoint:
     if part == "transformer" and any(name.startswith("double_blocks.") for name in entries):
         check_complete(path.name, entries)
         entries = from_bfl(path.name, entries)
+    elif part == "controlnet" and any(name.startswith("double_blocks.") for name in entries):
+        check_complete(path.name, entries, SIDE_OUTSIDE, BLOCKS[:1])
+        entries = from_bfl(path.name, {rename(name, XLABS_HINT): entry for name, entry in entries.items()})
     elif part == "vae" and any(".block_1." in name for name in entries):
         entries = from_bfl_vae(entries)
     elif part == "text_encoder_2" and isinstance(raw, GgufFile):
@@ -281,12 +301,14 @@ def logical_shape(raw: Any, names: Mapping[str, str], name: str) -> tuple[int, .
 # BFL's names.
 
 
-def check_complete(file: str, entries: Mapping[str, Entry]) -> None:
+def check_complete(
+    file: str, entries: Mapping[str, Entry], outside: Iterable[str] = OUTSIDE, kinds=BLOCKS
+) -> None:
     """Raise `BrokenFile`, naming what is missing of a FLUX with blocks 0 to the last, or is no matrix or
-    vector where there should be one."""
+    vector where there should be one. `outside`, `kinds`: the modules and kinds of blocks that it has."""
     guidance = any(name.startswith("guidance_in.") for name in entries)
-    modules = [name for name in OUTSIDE if guidance or not name.startswith("guidance_in")]
-    for blocks, _, table in BLOCKS:
+    modules = [name for name in outside if guidance or not name.startswith("guidance_in")]
+    for blocks, _, table in kinds:
         numbers = block_numbers(entries, blocks)
         modules += [f"{blocks}.{i}.{key}" for i in range(max(numbers, default=0) + 1) for key in table]
     wanted = [

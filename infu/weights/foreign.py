@@ -71,6 +71,9 @@ PIPELINES = {  # `_class_name` of a folder's model_index.json -> what it is
     "StableDiffusion3Pipeline": "Stable Diffusion 3",
 }
 CHANNELS = {384: "FLUX.1 Fill, made for inpainting", 128: "FLUX.1 Canny or Depth"}  # that a transformer reads
+INSTEAD_OF_CONTROLNET = (
+    "Give a ControlNet made for FLUX.1: XLabs', InstantX's or Shakker's, or another in diffusers' names."
+)
 INSTEAD = "InfiniteYou needs FLUX.1-dev, Krea-dev, schnell or a fine-tune of one, in bf16, fp8 or GGUF."
 
 
@@ -89,9 +92,10 @@ def name_weights(weights: Iterable[str]) -> str | None:
 
 def refuse_weights(file: str, weights: Any, part: str) -> None:
     """Raise `BrokenFile`, saying what the file is, where its tensors tell that it is not `part` of FLUX.1."""
+    instead = INSTEAD_OF_CONTROLNET if part == "controlnet" else INSTEAD
     for sign, what in OTHER_BASES:
         if any(re.search(sign, name) for name in weights):
-            raise BrokenFile(f"{what.format(file)} {INSTEAD}")
+            raise BrokenFile(f"{what.format(file)} {instead}")
     if part == "transformer":
         if any(name.startswith("controlnet_") for name in weights):
             raise BrokenFile(f"{file} is a ControlNet or InfuseNet, not a base model. {INSTEAD}")

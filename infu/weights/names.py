@@ -45,6 +45,7 @@ OUTSIDE = {
     "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 }
+SIDE_OUTSIDE = tuple(name for name in OUTSIDE if not name.startswith("final_layer"))  # a ControlNet's
 SWAPPED = ("norm_out.linear",)  # BFL: shift, then scale; diffusers: scale, then shift
 NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")  # of queries and keys
 XLABS_DOUBLE = {  # x-flux's processors: 1 is the image stream, 2 the text stream
@@ -134,6 +135,12 @@ VAE = (  # BFL's autoencoder -> diffusers', from left to right; `{last - i}`: co
     (r"\.up\.(\d+)\.upsample\.", r".up_blocks.{last - \1}.upsamplers.0."),
     (r"\.nin_shortcut\.", r".conv_shortcut."),
     (r"coder\.norm_out\.", r"coder.conv_norm_out."),
+)
+XLABS_HINT = (  # x-flux's ControlNets -> diffusers' (`ControlNetConditioningEmbedding`); odd numbers are SiLU
+    (r"^pos_embed_input\.", "controlnet_x_embedder."),
+    (r"^input_hint_block\.0\.", "input_hint_block.conv_in."),
+    (r"^input_hint_block\.14\.", "input_hint_block.conv_out."),
+    *((rf"^input_hint_block\.{2 * i + 2}\.", f"input_hint_block.blocks.{i}.") for i in range(6)),
 )
 T5_GGUF = (  # llama.cpp's T5 encoder -> transformers'
     (r"^token_embd\.", "shared."),
