@@ -14,8 +14,8 @@ from infu.errors import InfuError, InvalidRequest, MissingFile, ModelError, Phot
 from infu.images import Photo, fit_picture, pad_picture
 from infu.keypoints import DIMMED, draw_limb
 from infu.models import HINT_MODELS, find_hint_model
+from infu.plugins import HINTS
 
-HINTS = ("canny", "depth", "pose")
 CANNY = (100, 200)  # thresholds, XLabs' annotator's
 SURE = 0.3  # from this score on a joint is drawn, or a person looked at
 COCO_PERSON = 0

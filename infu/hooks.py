@@ -62,8 +62,8 @@ def total(parts: Iterable[Additions]) -> Additions:
 @dataclass(frozen=True, eq=False)
 class Run:
     """What the pictures of one request share, for those who make a `Runner` of it. `width`, `height`: the
-    run's, multiples of 16; `sigmas`: N + 1 floats, 1 -> 0; `negative` is None where there is no negative
-    pass."""
+    run's, multiples of 16, of which the picture that was asked for, `size`, is the top left; `sigmas`: N + 1
+    floats, 1 -> 0; `negative` is None where there is no negative pass."""
 
     sigmas: Sequence[float]
     width: int
@@ -71,6 +71,7 @@ class Run:
     text: Text
     negative: Text | None
     guidance_scale: float
+    size: tuple[int, int]
 
     @property
     def num_steps(self) -> int:

@@ -174,7 +174,8 @@ def make_constants(request, backend, text, negative, identity, control, controls
     width, height = request.run_size
     sigmas = make_sigmas(request.num_steps, width // 16 * (height // 16), backend.scheduler)
     size, steered = (sigmas, width, height), (request.guidance_scale, controls)
-    run = Run(*size, text, negative, request.guidance_scale)
+    asked = (request.width, request.height)
+    run = Run(*size, text, negative, request.guidance_scale, asked)
     runners = [backend.make_runner(plugin, run) for plugin in request.networks]
     base = backend.make_base_constants(*size, text, *steered)
     opposite = None

@@ -20,8 +20,9 @@ from infu.checks import (
     check_window,
     shown,
 )
-from infu.errors import InvalidRequest
+from infu.errors import InvalidRequest, UnknownName
 
+HINTS = ("canny", "depth", "pose")  # that can be made of a photograph
 MAX_DELTA = 4096  # tokens of 16 pixels that an object's picture may be moved by
 
 
@@ -64,9 +65,11 @@ class Lora:
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A ControlNet beside InfuseNet. `path`: a diffusers folder, or a file; `image`: the hint, as the network
-    was made for (edges, depth, a drawn pose). It runs in step i of N when i / N >= start and (i + 1) / N <=
-    end. `mode`: which kind of hint it is, by name or number, for a network that knows several (Union).
+    """A ControlNet beside InfuseNet. `path`: a diffusers folder, a file, a hub id, or one of
+    `models.CONTROLNETS`; `image`: the hint, as the network was made for (edges, depth, a drawn pose), cut to
+    the output's shape about its middle. It runs in step i of N when i / N >= start and (i + 1) / N <= end.
+    `mode`: which kind of hint it is, by name or number, for a network that knows several (Union). `hint`:
+    what is to be made of `image` first, one of `HINTS`, and `hint_model` by which network (infu/hints.py).
 
     Raises `InvalidRequest` for values out of range.
     """
@@ -77,9 +80,13 @@ class ControlNet:
     start: float = 0.0
     end: float = 1.0
     mode: str | int | None = None
+    hint: str | None = None
+    hint_model: str | Path | None = None
 
     def __post_init__(self):
         check_path("A ControlNet", self.path)
+        if self.hint not in (None, *HINTS):
+            raise UnknownName("hint", shown(self.hint), HINTS)
         check_number("ControlNet scale", self.scale, -10.0, 10.0)
         check_window("ControlNet ", "start", "end", self)
         if self.image is None:
@@ -90,7 +97,7 @@ class ControlNet:
         return self.scale != 0
 
     def settings(self) -> dict[str, Any]:
-        return told(self, controlnet=self.path) | {"mode": self.mode}
+        return told(self, controlnet=self.path) | {"mode": self.mode, "hint": self.hint}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ from backends.base import Backend, Text
 from backends.mlx import dit, infusenet, load
 from backends.mlx.lora import Branches, branched, embed_controls, weight_shapes
 from backends.mlx.plugins import ip_adapter, ominicontrol
+from backends.mlx.plugins.controlnet import MlxControlNet
 from backends.mlx.plugins.pulid import MlxPulid
 from backends.mlx.quantise import check_bits
 from backends.mlx.stream import is_in_block, is_modulation
@@ -23,7 +25,7 @@ from infu.mac import choose_offload
 from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.plugins import IPAdapter, Lora, OminiControl, Plugin, PuLID
+from infu.plugins import ControlNet, IPAdapter, Lora, OminiControl, Plugin, PuLID
 from infu.weights.changes import Changes, ControlPicture
 from infu.weights.lora import CLIP, T5, TRANSFORMER, LoraFile
 
@@ -68,6 +70,22 @@ class MlxBackend(Backend):
         options = (self._dtype, self.bits, streamed if self.offload else None)
         return partial(load_network, getattr(files, part), base, *options)
 
+    def load_controlnet(self, path: Path) -> tuple[infusenet.InfuseNet, Callable[..., dit.Residuals]]:
+        """A ControlNet, loaded as InfuseNet is, and its forward."""
+        streamed = is_in_block if self.offload == "sequential" else is_modulation
+        options = (self._dtype, self.bits, streamed if self.offload else None)
+        network = load.load_controlnet(path, self.files.base / "transformer", *options)
+        return network, self._forward(network)
+
+    def _forward(self, side: infusenet.InfuseNet) -> Callable[..., dit.Residuals]:
+        """InfuseNet's or a ControlNet's, compiled where layers are not computed one by one."""
+        dtype = self._dtype
+
+        def infuse(latents, constants, scale):
+            return side(latents.astype(dtype), constants, scale)
+
+        return infuse if self.offload == "sequential" else mx.compile(infuse)
+
     def _load_identity(self, files: ModelFiles) -> None:
         """InfuseNet and projection of one version; nothing changes here unless all of it loads."""
         network = self._loader(load.load_infusenet, "infusenet", files)()
@@ -77,19 +95,14 @@ class MlxBackend(Backend):
 
     def _compile(self) -> None:
         """Trace anew: a compiled function keeps the arrays of the network it was traced with."""
-        network, side, dtype = self._dit, self._infusenet, self._dtype
+        network, dtype = self._dit, self._dtype
 
         def velocity(latents, constants, residuals):
             additions = Additions(residuals=residuals)
             return network(latents.astype(dtype), constants, additions).astype(mx.float32)
 
-        def infuse(latents, constants, scale):
-            return side(latents.astype(dtype), constants, scale)
-
-        if self.offload == "sequential":  # layers are computed one by one
-            self._velocity, self._infuse = velocity, infuse
-        else:
-            self._velocity, self._infuse = mx.compile(velocity), mx.compile(infuse)
+        self._velocity = velocity if self.offload == "sequential" else mx.compile(velocity)
+        self._infuse = self._forward(self._infusenet)
 
     def use_version(self, model_version: str) -> None:
         if model_version != self.model_version:
@@ -177,6 +190,8 @@ class MlxBackend(Backend):
 
     def make_runner(self, plugin: Plugin, run: Run) -> Runner:
         match plugin:
+            case ControlNet():
+                return MlxControlNet(plugin, self, run)
             case OminiControl():
                 return ominicontrol.make_runner(self, plugin, run)
             case IPAdapter():

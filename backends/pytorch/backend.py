@@ -16,6 +16,7 @@ from backends.pytorch.infusenet import InfuseConstants
 from backends.pytorch.load import load_network
 from backends.pytorch.lora import Branches, embed_controls
 from backends.pytorch.plugins import ip_adapter, ominicontrol
+from backends.pytorch.plugins.controlnet import PytorchControlNet
 from backends.pytorch.plugins.pulid import PytorchPulid
 from backends.pytorch.resident import Resident
 from infu.cache import digest
@@ -23,7 +24,7 @@ from infu.errors import InvalidRequest, NotEnoughMemory
 from infu.hooks import NOTHING, Additions, Run, Runner
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
-from infu.plugins import IPAdapter, Lora, OminiControl, Plugin, PuLID
+from infu.plugins import ControlNet, IPAdapter, Lora, OminiControl, Plugin, PuLID
 from infu.weights.changes import Changes, ControlPicture
 from infu.weights.lora import CLIP, NETWORKS, T5, TRANSFORMER, LoraFile
 
@@ -102,10 +103,14 @@ class PytorchBackend(Backend):
                 pass
 
     def _resident(self, part: str, files: ModelFiles, dtype: torch.dtype | None = None) -> Resident:
-        """One network of the base, or of InfiniteYou. The large ones are quantised and offloaded by layer."""
-        large = part in ("transformer", "text_encoder_2", "infusenet")
-        path = getattr(files, part)
+        """One network of the base, or of InfiniteYou."""
         base = files.base / ("transformer" if part == "infusenet" else part)
+        return self.make_resident(part, getattr(files, part), base, dtype)
+
+    def make_resident(self, part: str, path: Path, base: Path, dtype: torch.dtype | None = None) -> Resident:
+        """A network in `path`, whose config, where it has none of its own, is that of the folder `base`. The
+        large ones are quantised and offloaded by layer."""
+        large = part in ("transformer", "text_encoder_2", "infusenet", "controlnet")
         options = dict(bits=self.bits, sequential=self.offload == "sequential") if large else {}
         read = functools.partial(load_network, part, path, base, dtype or self._dtype, **options)
         return Resident(lambda device: read(device=device), self.device, self.offload)
@@ -223,6 +228,8 @@ class PytorchBackend(Backend):
     @on_device
     def make_runner(self, plugin: Plugin, run: Run) -> Runner:
         match plugin:
+            case ControlNet():
+                return PytorchControlNet(plugin, self, run)
             case OminiControl():
                 return ominicontrol.make_runner(self, plugin, run)
             case IPAdapter():
