@@ -18,7 +18,7 @@ from infu.cache import Cache, identify
 from infu.face import FaceStack
 from infu.few_steps import Recipe, read_base_recipe
 from infu.flow import Scheduler, read_flow
-from infu.hooks import NOTHING, Additions, Run, Runner, total
+from infu.hooks import NOTHING, Additions, Infused, Run, Runner, total
 from infu.models import ModelFiles, find_lora_file
 from infu.plugins import Lora, Plugin
 from infu.preview import LatentColours, read_latent_colours
@@ -114,13 +114,14 @@ class Backend(ABC):
 
     @abstractmethod
     def make_infuse_constants(
-        self, sigmas: Sequence[float], width: int, height: int, identity: Array, text: Text, control: Array
+        self, sigmas: Sequence[float], width: int, height: int, people: Sequence[Infused], text: Text
     ) -> Any:
-        """What InfuseNet needs at every step: identity tokens in place of text, its own guidance of 1."""
+        """What InfuseNet needs at every step, run once for all `people`: identity tokens in place of text,
+        its own guidance of 1. All of several have a mask."""
 
     @abstractmethod
-    def infuse(self, side: Any, step: int, latents: Array, scale: float) -> Any:
-        """latents (1, L, 64) -> InfuseNet's residuals, times `scale`."""
+    def infuse(self, side: Any, step: int, latents: Array) -> Any:
+        """latents (1, L, 64) -> InfuseNet's residuals, times each person's scale and mask, summed."""
 
     @abstractmethod
     def velocity(self, base: Any, step: int, latents: Array, additions: Additions = NOTHING) -> Array:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from backends.base import Array, Text
 
 
@@ -76,6 +78,17 @@ class Run:
     @property
     def num_steps(self) -> int:
         return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Infused:
+    """One person for InfuseNet: identity tokens (1, 8, 4096), control latents (1, L, 64), strength, and where
+    that person may be, float32 (1, L, 4) at the four latent pixels of each token; None: everywhere, alone."""
+
+    identity: Array
+    control: Array
+    scale: float
+    mask: np.ndarray | None
 
 
 class Runner(ABC):

@@ -41,7 +41,7 @@ def describe(request: GenerationRequest, backend: Backend, loras: Sequence[LoraF
 def describe_person(request: GenerationRequest) -> dict[str, Any]:
     """Of the metadata, what reading a request's photographs changes in it (`pipeline.read_photographs`)."""
     settings = request.settings()
-    points = {name: settings[name] for name in ("control_keypoints", "pose")}
+    points = {name: settings[name] for name in ("control_keypoints", "pose", "plugins")}
     return points | {
         "identity": request.has_identity,
         "control_photo": request.control_image is not None,

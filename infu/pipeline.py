@@ -7,7 +7,7 @@ InfuseNet reads identity tokens in place of the text and its residuals are added
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,20 +18,23 @@ from PIL import Image
 from infu.errors import InvalidRequest, NonFiniteError
 from infu.few_steps import settle
 from infu.flow import make_sigmas
-from infu.hooks import NOTHING, Additions, Run, Runner
+from infu.hooks import NOTHING, Additions, Infused, Run, Runner
 from infu.images import fit_picture, pad_picture, read_photo
 from infu.keypoints import draw_keypoints, fit_control_photo
 from infu.metadata import describe, picture_metadata
 from infu.noise import make_noise, pack_latents
-from infu.plugins import Lora
+from infu.plugins import Lora, Person
 from infu.pose import place_pose
 from infu.preview import draw_preview
+from infu.regions import read_mask, to_latent_grid
 from infu.request import GenerationRequest
 from infu.weights.changes import ControlPicture
 from infu.weights.lora import LoraFile
 
 if TYPE_CHECKING:
     from backends.base import Backend
+
+TOKENS_AT_ONCE = 8192  # of several people in one pass of InfuseNet: a gigabyte of activations at full size
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,18 +134,14 @@ def stream(
     """
     noise = check_noise(request, noise)
     request, advice = settle(request, backend)
-    person = read_photographs(request, backend)  # no face: an error, before any network runs
+    read = read_photographs(request, backend)  # no face: an error, before any network runs
     with backend.lock, backend.plugged(request.loras) as loras:
         controls = encode_controls(request, backend, loras)
         text = backend.encode_prompt(request.prompt, request.max_sequence_length)
         notes = advice + [note for lora in loras for note in lora.notes]
         notes += backend.tokenizers.notes(request.prompt, request.max_sequence_length)
         negative = encode_negative(request, backend)
-        identity = control = None
-        if person.has_identity:
-            identity = backend.project_identity(person.id_embedding)
-            control = backend.encode_image(draw_control(person))  # a black one like any other
-        constants = make_constants(request, backend, text, negative, identity, control, controls)
+        constants = make_constants(read, backend, text, negative, controls)
         notes += [note for runner in constants.runners for note in runner.notes]
         metadata = describe(request, backend, loras)
         for k in range(request.num_images):  # one by one: picture k is exactly the single run of its seed
@@ -170,7 +169,7 @@ class Constants:
     image_guidance: float
 
 
-def make_constants(request, backend, text, negative, identity, control, controls) -> Constants:
+def make_constants(request, backend, text, negative, controls) -> Constants:
     width, height = request.run_size
     sigmas = make_sigmas(request.num_steps, width // 16 * (height // 16), backend.scheduler)
     size, steered = (sigmas, width, height), (request.guidance_scale, controls)
@@ -182,8 +181,12 @@ def make_constants(request, backend, text, negative, identity, control, controls
     if negative is not None:
         opposite = backend.make_base_constants(*size, negative, *steered)
     if any(map(request.infuses, range(request.num_steps))):
-        side = backend.make_infuse_constants(sigmas, width, height, identity, text, control)
-        runners.append(Infusion(request, backend, side))
+        people = infused_people(request, backend)
+        at_once = max(1, TOKENS_AT_ONCE // (width // 16 * (height // 16)))
+        for start in range(0, len(people), at_once):
+            some = people[start : start + at_once]
+            side = backend.make_infuse_constants(*size, some, text)
+            runners.append(Infusion(request, backend, side))
     return Constants(sigmas, base, opposite, runners, *turn_blind(runners))
 
 
@@ -199,7 +202,7 @@ def turn_blind(runners: Sequence[Runner]) -> tuple[list[Runner] | None, float]:
 
 @dataclass(frozen=True, eq=False)
 class Infusion(Runner):
-    """InfuseNet on the request's own person. The negative pass gets no residuals, as released."""
+    """InfuseNet on one person, or on several at once. The negative pass gets no residuals, as released."""
 
     request: GenerationRequest
     backend: Backend
@@ -208,8 +211,23 @@ class Infusion(Runner):
     def add(self, step: int, latents: Any, negative: bool) -> Additions:
         if negative or not self.request.infuses(step):
             return NOTHING
-        scale = self.request.infusenet_conditioning_scale
-        return Additions(residuals=(self.backend.infuse(self.side, step, latents, scale),))
+        return Additions(residuals=(self.backend.infuse(self.side, step, latents),))
+
+
+def infused_people(request: GenerationRequest, backend: Backend) -> list[Infused]:
+    """Everyone of a request whose photographs are read, as InfuseNet takes them."""
+    alone = len(request.people) == 1
+    size, run_size = (request.width, request.height), request.run_size
+    people = []
+    for person in request.people:
+        identity = backend.project_identity(person.id_embedding)
+        control = backend.encode_image(draw_control(person, run_size))  # a black one like any other
+        everywhere = isinstance(person.mask, str) and person.mask == "whole"
+        mask = None
+        if not (alone and everywhere):
+            mask = to_latent_grid(read_mask(person.mask, *size), size, run_size)
+        people.append(Infused(identity, control, person.scale, mask))
+    return people
 
 
 def denoise(
@@ -246,43 +264,59 @@ def denoise(
 
 
 def read_photographs(request: GenerationRequest, backend: Backend) -> GenerationRequest:
-    """The same request with what the networks take of its photographs in their place: the face's embedding
-    and the five points of the pose. It needs no device, and its result is small and can be pickled."""
-    controls = (request.control_image, request.control_keypoints, request.pose)
-    if not request.has_identity:
-        if any(control is not None for control in controls):
-            raise InvalidRequest(
-                "A control image needs a person to go with it: give a photograph of a face too."
-            )
-        return request
+    """The same request with what the networks take of its people's photographs in their place: the face's
+    embedding, the five points of the pose, the mask. It needs no device, and its result can be pickled."""
+    size = (request.width, request.height)
+    own: dict[str, Any] = {}
+    if request.has_identity:
+        own = read_person(request, size, backend)
+    elif any(x is not None for x in (request.control_image, request.control_keypoints, request.pose)):
+        raise InvalidRequest("A control image needs a person to go with it: give a photograph of a face too.")
+    elif request.id_mask is not None:
+        raise InvalidRequest("id_mask is where the person may be: give a photograph of a face too.")
+    if request.id_mask is not None:
+        own["id_mask"] = read_mask(request.id_mask, *size)
+    plugins = []
+    for plugin in request.plugins:
+        if isinstance(plugin, Person) and plugin.counts:
+            mask = read_mask(plugin.mask, *size)
+            plugin = replace(plugin, **read_person(plugin, size, backend), mask=mask)
+        plugins.append(plugin)
+    return request.replace(**own, plugins=plugins)
+
+
+def read_person(
+    person: GenerationRequest | Person, size: tuple[int, int], backend: Backend
+) -> dict[str, Any]:
+    """The fields of a person that take the place of the photographs in a picture of `size`."""
     if backend.model_version is None:
         raise InvalidRequest(
             "This model was loaded without InfiniteYou's weights and cannot take a face. "
             "Load it with model_dir, or leave the photo out."
         )
-    embedding, keypoints = request.id_embedding, request.control_keypoints
+    embedding, keypoints = person.id_embedding, person.control_keypoints
     if embedding is None:
-        embedding = backend.faces.embed([read_photo(photo) for photo in request.photos], request.id_faces)
+        embedding = backend.faces.embed([read_photo(photo) for photo in person.photos], person.id_faces)
     elif embedding.shape != (backend.faces.embedding_size,):
         raise InvalidRequest(
             f"id_embedding has {embedding.size} numbers; this model's projection reads "
             f"{backend.faces.embedding_size}."
         )
-    if request.control_image is not None:
-        photo = fit_control_photo(read_photo(request.control_image), request.width, request.height)
+    if person.control_image is not None:
+        photo = fit_control_photo(read_photo(person.control_image), *size)
         keypoints = backend.faces.find_one(np.asarray(photo), "control image").keypoints
-    if request.pose is not None:
-        keypoints = place_pose(request.pose, request.width, request.height)
+    if person.pose is not None:
+        keypoints = place_pose(person.pose, *size)
     read = {"id_image": None, "id_images": (), "id_faces": (), "control_image": None, "pose": None}
-    return request.replace(**read, id_embedding=embedding, control_keypoints=keypoints)
+    return read | {"id_embedding": embedding, "control_keypoints": keypoints}
 
 
-def draw_control(request: GenerationRequest) -> np.ndarray:
-    """The five points of a request as the control picture, uint8 (H, W, 3); without them it is black."""
-    width, height = request.run_size
-    if request.control_keypoints is None:
+def draw_control(person: Person, run_size: tuple[int, int]) -> np.ndarray:
+    """The five points of a person as the control picture, uint8 (H, W, 3); without them it is black."""
+    width, height = run_size
+    if person.control_keypoints is None:
         return np.zeros((height, width, 3), np.uint8)
-    return draw_keypoints(request.control_keypoints, width, height)
+    return draw_keypoints(person.control_keypoints, width, height)
 
 
 def encode_controls(

@@ -9,7 +9,7 @@ import numpy as np
 from infu.checks import check_integer, check_list, check_number, check_person, check_text, check_window
 from infu.errors import InvalidRequest
 from infu.flow import in_window
-from infu.plugins import Lora, Plugin
+from infu.plugins import Lora, Person, Plugin
 
 MIN_SIZE, MAX_SIZE = 64, 2048
 MAX_SEED = 2**32 - 1
@@ -25,8 +25,9 @@ class GenerationRequest:
     `id_embedding` is (E,) float, the face encoder's vector, E as the model's projection expects (512 for
     InfU); `control_keypoints` is (5, 2) float, x and y in pixels of the output, in the order eye at the
     image's left, eye at its right, nose, mouth corner left, right. `pose` names a head angle (infu/pose.py)
-    that places these points. `width`, `height`: 64 to 2048 pixels, any number. `seed`: 0 to 2**32 - 1, None
-    for a random one; picture k of `num_images` has seed + k.
+    that places these points. `id_mask` is where the person may be, as `Person.mask`, None for anywhere: it is
+    for pictures of several people, the others being `Person`s among `plugins`. `width`, `height`: 64 to 2048
+    pixels, any number. `seed`: 0 to 2**32 - 1, None for a random one; picture k of `num_images` has seed + k.
     `guidance_scale` is FLUX's distilled guidance; with `true_cfg_scale` above 1 a negative pass runs as well,
     from step `true_cfg_start_step` on. `num_steps`, `guidance_scale`, `max_sequence_length` (of T5) None:
     what the model was made for, 30 steps and 3.5, or others for one that needs few (infu/few_steps.py);
@@ -44,6 +45,7 @@ class GenerationRequest:
     control_image: Any = None
     control_keypoints: np.ndarray | None = None
     pose: str | None = None
+    id_mask: Any = None
     width: int = 864
     height: int = 1152
     seed: int | None = None
@@ -96,8 +98,20 @@ class GenerationRequest:
 
     @property
     def networks(self) -> tuple[Plugin, ...]:
-        """The plug-ins that count and are no LoRA: each runs something of its own in every step."""
-        return tuple(plugin for plugin in self.plugins if not isinstance(plugin, Lora) and plugin.counts)
+        """The plug-ins that count and are a network beside the DiT, other than InfuseNet."""
+        return tuple(
+            plugin for plugin in self.plugins if not isinstance(plugin, Lora | Person) and plugin.counts
+        )
+
+    @property
+    def people(self) -> tuple[Person, ...]:
+        """Everyone for whom InfuseNet runs, the request's own person first."""
+        further = tuple(plugin for plugin in self.plugins if isinstance(plugin, Person) and plugin.counts)
+        if not self.has_identity or self.infusenet_conditioning_scale == 0:
+            return further
+        values = {name: getattr(self, name) for name in OF_A_PERSON}
+        mask = "whole" if self.id_mask is None else self.id_mask
+        return (Person(mask=mask, scale=self.infusenet_conditioning_scale, **values), *further)
 
     @property
     def has_identity(self) -> bool:
@@ -115,11 +129,7 @@ class GenerationRequest:
     def infuses(self, step: int) -> bool:
         """Whether InfuseNet runs in this step (0-based): a pair of inclusive bounds, as released."""
         window = (self.infusenet_guidance_start, self.infusenet_guidance_end)
-        return (
-            in_window(step, self.num_steps, *window)
-            and self.has_identity
-            and self.infusenet_conditioning_scale != 0
-        )
+        return in_window(step, self.num_steps, *window) and bool(self.people)
 
     def settings(self) -> dict[str, Any]:
         """Everything but the pictures and the identity, as plain JSON values (see metadata.py)."""
@@ -139,10 +149,20 @@ PRIVATE = {
     "id_images",
     "id_faces",
     "id_embedding",
+    "id_mask",
     "control_image",
     "unset",
 }  # a face never leaves with the picture
 OPEN = {"num_steps": 30, "guidance_scale": 3.5, "max_sequence_length": None}  # what FLUX.1-dev is asked for
+OF_A_PERSON = (
+    "id_image",
+    "id_images",
+    "id_faces",
+    "id_embedding",
+    "control_image",
+    "control_keypoints",
+    "pose",
+)
 
 INTEGERS = (
     ("width", MIN_SIZE, MAX_SIZE),

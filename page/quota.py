@@ -55,7 +55,7 @@ def operations(request: GenerationRequest) -> float:
     opposed = request.true_cfg_scale > 1 and request.negative_prompt is not None
     for step in range(request.num_steps):
         passes += 1 + (opposed and step >= request.true_cfg_start_step)
-        infused += request.infuses(step)
+        infused += request.infuses(step) * len(request.people)
     return passes * one_pass(image + text, *DIT) + infused * one_pass(image + IDENTITY_TOKENS, *INFUSENET)
 
 

@@ -20,7 +20,7 @@ from backends.mlx.quantise import check_bits
 from backends.mlx.stream import is_in_block, is_modulation
 from infu.cache import digest
 from infu.errors import InvalidRequest
-from infu.hooks import NOTHING, Additions, Run, Runner
+from infu.hooks import NOTHING, Additions, Infused, Run, Runner
 from infu.mac import choose_offload
 from infu.memory import read_machine
 from infu.models import ModelFiles, versioned
@@ -165,21 +165,22 @@ class MlxBackend(Backend):
         sigmas: Sequence[float],
         width: int,
         height: int,
-        identity: mx.array,
+        people: Sequence[Infused],
         text: Text,
-        control: mx.array,
     ) -> infusenet.InfuseConstants:
-        control = control.astype(self._dtype)
-        return evaluated(
-            infusenet.make_infuse_constants(
-                self._infusenet, sigmas, width, height, identity, text.pooled, control
-            )
-        )
+        identity = mx.concatenate([person.identity for person in people])  # (P, 8, joint width)
+        control = mx.concatenate([person.control for person in people]).astype(self._dtype)  # (P, L, 64)
+        given = (self._infusenet, sigmas, width, height, identity, text.pooled, control)
+        constants = infusenet.make_infuse_constants(*given)._replace(scale=people[0].scale)
+        if people[0].mask is not None:
+            masks = self.array(np.concatenate([person.mask for person in people]))
+            scales = self.array(np.array([person.scale for person in people]))
+            regions = infusenet.make_regions(masks.astype(self._dtype), scales.astype(self._dtype))
+            constants = constants._replace(regions=regions)
+        return evaluated(constants)
 
-    def infuse(
-        self, side: infusenet.InfuseConstants, step: int, latents: mx.array, scale: float
-    ) -> dit.Residuals:
-        return self._infuse(latents, side.at(step), scale)
+    def infuse(self, side: infusenet.InfuseConstants, step: int, latents: mx.array) -> dit.Residuals:
+        return self._infuse(latents, side.at(step), side.scale)
 
     def velocity(
         self, base: dit.Constants, step: int, latents: mx.array, additions: Additions = NOTHING

@@ -44,6 +44,7 @@ class InfuseConstants(NamedTuple):
     blocks: Constants
     control: mx.array
     regions: Regions | None = None
+    scale: float = 1.0  # unused where `regions` hold those of several people
 
     def at(self, step: int) -> "InfuseConstants":
         return self._replace(blocks=self.blocks.at(step))
@@ -74,7 +75,7 @@ class InfuseNet(nn.Module):
         """latents (B, L, 64) in the weights' dtype, `constants` of this step -> a residual (B, L, D) per
         block. With regions, which hold the scales, latents are (1, L, 64), control and text those of P
         people, and what is returned is the sum over the people (1, L, D)."""
-        (txt, rope, double_mods, single_mods, *_), control, regions = constants
+        (txt, rope, double_mods, single_mods, *_), control, regions, _ = constants
         if regions is not None:
             latents = latents * regions.latents
         img = self.x_embedder(latents) + control

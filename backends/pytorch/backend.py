@@ -21,7 +21,7 @@ from backends.pytorch.plugins.pulid import PytorchPulid
 from backends.pytorch.resident import Resident
 from infu.cache import digest
 from infu.errors import InvalidRequest, NotEnoughMemory
-from infu.hooks import NOTHING, Additions, Run, Runner
+from infu.hooks import NOTHING, Additions, Infused, Run, Runner
 from infu.models import ModelFiles, versioned
 from infu.noise import pack_latents, unpack_latents
 from infu.plugins import ControlNet, IPAdapter, Lora, OminiControl, Plugin, PuLID
@@ -207,16 +207,22 @@ class PytorchBackend(Backend):
 
     @on_device
     def make_infuse_constants(
-        self, sigmas: Sequence[float], width: int, height: int, identity: Tensor, text: Text, control: Tensor
+        self, sigmas: Sequence[float], width: int, height: int, people: Sequence[Infused], text: Text
     ) -> InfuseConstants:
         network = self._infusenet.arrive()
+        identity = torch.cat([person.identity for person in people])  # (P, 8, joint width)
+        control = torch.cat([person.control for person in people])  # (P, L, 64)
         constants = dit.make_constants(network, sigmas, width, height, identity, text.pooled, 1.0)
-        return InfuseConstants(constants, control.to(self._dtype))
+        regions = None
+        if people[0].mask is not None:
+            masks = self.array(np.concatenate([person.mask for person in people]))
+            scales = self.array(np.array([person.scale for person in people]))
+            regions = infusenet.make_regions(masks.to(self._dtype), scales.to(self._dtype))
+        return InfuseConstants(constants, control.to(self._dtype), people[0].scale, regions)
 
     @on_device
-    def infuse(self, side: InfuseConstants, step: int, latents: Tensor, scale: float) -> dit.Residuals:
-        network = self._infusenet.arrive()
-        return infusenet.infuse(network, side.blocks, step, latents.to(self._dtype), side.control, scale)
+    def infuse(self, side: InfuseConstants, step: int, latents: Tensor) -> dit.Residuals:
+        return infusenet.infuse_all(self._infusenet.arrive(), side, step, latents.to(self._dtype))
 
     @on_device
     def velocity(

@@ -24,10 +24,12 @@ class Regions:
 
 @dataclass(frozen=True, eq=False)
 class InfuseConstants:
-    """The blocks' constants of a picture, and the control latents in the network's dtype (B, L, 64)."""
+    """The blocks' constants of a picture, and the control latents in the network's dtype (B, L, 64).
+    `scale` is unused where `regions` hold those of several people."""
 
     blocks: Constants
     control: Tensor
+    scale: float
     regions: Regions | None = None
 
 
@@ -35,6 +37,11 @@ def make_regions(masks: Tensor, scales: Tensor) -> Regions:
     """masks (P, L, 4), 0 to 1 at a token's four latent pixels, and scales (P,) -> the released rule: the
     first of the pixels for the latents, each for every fourth channel of a residual."""
     return Regions(masks[..., :1], (masks * scales[:, None, None])[:, :, None])
+
+
+def infuse_all(network: nn.Module, side: InfuseConstants, step: int, latents: Tensor) -> Residuals:
+    """`infuse` with all of `side`."""
+    return infuse(network, side.blocks, step, latents, side.control, side.scale, side.regions)
 
 
 def infuse(

@@ -41,10 +41,8 @@ class PytorchControlNet(ControlNetRunner):
             first = network.controlnet_mode_embedder(mode)  # (1, 1, D)
         of_text = (text.states, text.pooled, run.guidance_scale, first)
         constants = dit.make_constants(network, run.sigmas, run.width, run.height, *of_text)
-        return infusenet.InfuseConstants(constants, control.to(network.dtype))
+        return infusenet.InfuseConstants(constants, control.to(network.dtype), self.plugin.scale)
 
     def residuals(self, constants: infusenet.InfuseConstants, step: int, latents: Tensor) -> dit.Residuals:
         network = self.network.arrive()
-        return infusenet.infuse(
-            network, constants.blocks, step, latents.to(network.dtype), constants.control, self.plugin.scale
-        )
+        return infusenet.infuse_all(network, constants, step, latents.to(network.dtype))
