@@ -1,5 +1,5 @@
-"""The command line: `python -m infu generate | batch | download | quantize | info | inspect | make-data |
-train`.
+"""The command line: `python -m infu generate | batch | download | hint | quantize | info | inspect |
+make-data | train`.
 
 Exit codes: 0; 1 for an error its reader can put right; 2 for wrong usage; 70 for a fault of InfU's own; 130
 for Ctrl-C. Standard output holds results only; progress, notes and errors go to standard error.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from PIL import Image
 
 from infu.batch import read_batch
 from infu.errors import InfuError, InvalidRequest, MissingFile, ModelError
@@ -26,7 +27,7 @@ from infu.models import NAMED_LORAS
 from infu.options import PATHS, ModelOptions, OutputOptions, PictureOptions, read_array, spread
 from infu.pipeline import Result, check_noise
 from infu.pipeline import generate as make_picture
-from infu.plugins import Lora
+from infu.plugins import HINTS, Lora
 from infu.request import GenerationRequest
 from infu.results import make_folder, write_picture
 
@@ -112,6 +113,14 @@ def download(
         list[str] | None,
         typer.Option("--ip_adapter", help="Besides, xlabs or instantx with its image encoder; repeat."),
     ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option("--controlnet", help="Besides, union-pro-2, xlabs-canny, … or a hub id; repeat."),
+    ] = None,
+    hint: Annotated[
+        list[str] | None,
+        typer.Option("--hint", help="Besides, what finds depth or pose in a photograph; repeat."),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option("--lora", help=f"Besides, one of {', '.join(NAMED_LORAS)}; repeat."),
@@ -128,6 +137,8 @@ def download(
     from infu.models import (
         BASE,
         INFINITE_YOU,
+        fetch_controlnet,
+        fetch_hint_models,
         fetch_ip_adapter,
         fetch_lora,
         fetch_pulid,
@@ -143,6 +154,12 @@ def download(
             for name in ip_adapter or ():  # first: a wrong name is told before 40 GB are fetched
                 published = fetch_ip_adapter(name)
                 say(f"{published.repo} is here ({published.licence}).", output)
+            for name in controlnet or ():
+                published = fetch_controlnet(name)
+                say(f"{published.repo} is here ({published.licence}).", output)
+            for kind in hint or ():
+                for published in fetch_hint_models(kind):
+                    say(f"{published.repo} is here ({published.licence}).", output)
             for name in lora or ():
                 published = fetch_lora(name)
                 say(f"{name} of {published.repo} is here ({published.licence}).", output)
@@ -152,6 +169,34 @@ def download(
             fetch_recogniser(files)
         values = {"name": files.name, "model_version": files.model_version}
         typer.echo(json.dumps(values) if output.json else f"{files.name} is here, whole.")
+
+
+@app.command()
+@spread
+def hint(
+    kind: Annotated[str, typer.Argument(help=f"What is made: {', '.join(HINTS)}.")],
+    photo: Annotated[Path, typer.Argument(help="The photograph it is made of.")],
+    file: Annotated[Path, typer.Argument(help="The PNG to write.")],
+    output: OutputOptions,
+    width: Annotated[int, typer.Option("--width", help="Pixels, the picture's.")] = 864,
+    height: Annotated[int, typer.Option("--height", help="Pixels, the picture's.")] = 1152,
+    hint_model: Annotated[
+        str | None, typer.Option("--hint_model", help="Another network, of depth and pose: folder or hub id.")
+    ] = None,
+) -> None:
+    """Make what a ControlNet follows: the edges of a photograph, its depth, or the poses in it.
+
+    To look at it before the run; a ControlNet makes it by itself where it is told to.
+    """
+    from infu.hints import make_hint
+
+    with reported(output):
+        picture = Image.fromarray(make_hint(kind, photo, width, height, hint_model))
+        try:
+            picture.save(file, "PNG")
+        except OSError:
+            raise InvalidRequest(f"{file.name!r} cannot be written. Choose another folder.") from None
+        typer.echo(json.dumps({"file": str(file)}) if output.json else str(file))
 
 
 @app.command()

@@ -10,11 +10,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from infu.errors import InfuError, InvalidRequest, MissingFile, ModelError, PhotoError, UnknownName
+from infu.checks import check_integer
+from infu.errors import InvalidRequest, MissingFile, ModelError, PhotoError, UnknownName
 from infu.images import Photo, fit_picture, pad_picture
 from infu.keypoints import DIMMED, draw_limb
 from infu.models import HINT_MODELS, find_hint_model
 from infu.plugins import HINTS
+from infu.request import MAX_SIZE, MIN_SIZE
 
 CANNY = (100, 200)  # thresholds, XLabs' annotator's
 SURE = 0.3  # from this score on a joint is drawn, or a person looked at
@@ -44,6 +46,8 @@ def make_hint(
         raise UnknownName("hint", kind, HINTS)
     if model is not None and kind not in HINT_MODELS:
         raise InvalidRequest(f"A {kind} hint is made without a network: leave its model out.")
+    width = check_integer("width", width, MIN_SIZE, MAX_SIZE)
+    height = check_integer("height", height, MIN_SIZE, MAX_SIZE)
     picture = fit_picture(photo, width, height)
     if kind == "canny":
         edges = cv2.Canny(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), *CANNY)
@@ -84,10 +88,10 @@ def find_poses(picture: np.ndarray, model: str | Path | None) -> np.ndarray:
     boxes = [box_of(item["box"]) for item in found if item["label"] == person]
     if not boxes:
         raise PhotoError("No person was found in the picture whose pose was to be taken. Choose another.")
-    inputs = processor(image, boxes=[boxes], return_tensors="pt").to(network.device)
+    inputs = processor(image, boxes=[boxes], return_tensors="pt")
     experts = {}
     if network.config.backbone_config.num_experts > 1:  # ViTPose++: the first is COCO's
-        experts = {"dataset_index": torch.zeros(len(boxes), dtype=torch.long, device=network.device)}
+        experts = {"dataset_index": torch.zeros(len(boxes), dtype=torch.long)}
     with torch.inference_mode():
         outputs = network(**inputs, **experts)
     (people,) = processor.post_process_pose_estimation(outputs, boxes=[boxes])
@@ -125,7 +129,8 @@ def to_openpose(joints: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.
     return points, np.array([both if i is None else scores[i] for i in FROM_COCO]) >= SURE
 
 
-# The networks: read once, kept for the next picture.
+# The networks: read once, kept for the next picture. They are small and run on the CPU, a second a picture:
+# the device is full of the model, and on ZeroGPU there is none outside a run.
 
 
 def find_network(kind: str, model: str | Path | None) -> Path:
@@ -138,10 +143,16 @@ def find_network(kind: str, model: str | Path | None) -> Path:
             f"A {kind} hint made here needs torch and transformers. Install them with "
             "`pip install '.[pytorch]'`, or give the finished hint as the picture."
         ) from None
-    try:
+    if model is not None:
         return find_hint_model(kind, model)
-    except InfuError as error:
-        raise type(error)(f"{error} Or give the finished hint as the picture.") from None
+    try:
+        return find_hint_model(kind)
+    except MissingFile:
+        made = "pose" if kind == "people" else kind
+        raise MissingFile(
+            f"What makes a {made} hint is not here, or not all of it. Run `python -m infu download --hint "
+            f"{made}`, or give the finished hint as the picture."
+        ) from None
 
 
 @lru_cache(maxsize=1)
@@ -152,25 +163,21 @@ def load_depth(folder: Path) -> Any:
 @lru_cache(maxsize=1)
 def load_pose(people: Path, folder: Path) -> tuple[Any, Any, Any]:
     """What finds people, and the processor and network of their joints."""
-    import torch
     from transformers import AutoImageProcessor, VitPoseForPoseEstimation
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        network = VitPoseForPoseEstimation.from_pretrained(folder).eval().to(device)
+        network = VitPoseForPoseEstimation.from_pretrained(folder).eval()
     except (OSError, ValueError, TypeError, RuntimeError):
         raise ModelError(f"{folder.name!r} is no ViTPose that transformers reads. Choose another.") from None
     return load_pipeline("object-detection", people), processor, network
 
 
 def load_pipeline(task: str, folder: Path) -> Any:
-    import torch
     from transformers import pipeline
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return pipeline(task, model=str(folder), device=device)
+        return pipeline(task, model=str(folder), device="cpu")
     except (OSError, ValueError, TypeError, RuntimeError, KeyError):
         raise MissingFile(
             f"{folder.name!r} holds no network for {task} that transformers reads. Choose another."

@@ -57,8 +57,8 @@ CONTROLNETS = {  # what a user may call them -> where they are
     "union-pro-2": Published("Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0", FLUX_LICENCE),
     "union-pro": Published("Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro", FLUX_LICENCE),
     "union": Published("InstantX/FLUX.1-dev-Controlnet-Union", FLUX_LICENCE),
-    "canny": Published("InstantX/FLUX.1-dev-Controlnet-Canny", FLUX_LICENCE),
-    "depth": Published("Shakker-Labs/FLUX.1-dev-ControlNet-Depth", FLUX_LICENCE),
+    "instantx-canny": Published("InstantX/FLUX.1-dev-Controlnet-Canny", FLUX_LICENCE),
+    "shakker-depth": Published("Shakker-Labs/FLUX.1-dev-ControlNet-Depth", FLUX_LICENCE),
     **{
         f"xlabs-{kind}": Published(
             XLABS_CONTROLNETS, FLUX_LICENCE, (f"flux-{kind}-controlnet-v3.safetensors",)
@@ -243,7 +243,11 @@ def versioned(
 
 
 def find_published(
-    what: str, source: str | Path, known: dict[str, Published], files: Iterable[str], fetch: bool = True
+    what: str,
+    source: str | Path,
+    known: dict[str, Published],
+    files: Iterable[str] = OWN_REPOSITORY,
+    fetch: bool = True,
 ) -> Path:
     """A plug-in's folder or file: a path, a name of `known`, or a hub id, of which `files` are fetched.
     `what` names it in errors. Raises `UnknownName`, `MissingFile`, `DownloadError`."""
@@ -277,9 +281,33 @@ def fetch_lora(name: str) -> Published:
     return NAMED_LORAS[name]
 
 
-def find_controlnet(source: str | Path, fetch: bool = True) -> Path:
-    """The folder or file of a ControlNet (see `find_published`)."""
-    return find_published("ControlNet", source, CONTROLNETS, OWN_REPOSITORY, fetch)
+def find_controlnet(source: str | Path, fetch: bool = False) -> Path:
+    """The folder or file of a ControlNet: a path, one of `CONTROLNETS`, or a hub id, which a request does not
+    fetch. Raises `UnknownName`, `MissingFile`, `DownloadError`."""
+    try:
+        return find_published("ControlNet", source, CONTROLNETS, OWN_REPOSITORY, fetch)
+    except MissingFile:
+        if str(source) in CONTROLNETS or local_path(source, "ControlNet") is None:
+            raise MissingFile(
+                f"{source} is not here. Run `python -m infu download --controlnet {source}`, or give a file."
+            ) from None
+        raise
+
+
+def fetch_controlnet(name: str) -> Published:
+    """One of `CONTROLNETS`, or a hub id's, into the hub's cache. Raises `UnknownName`, `DownloadError`."""
+    find_controlnet(name, fetch=True)
+    return CONTROLNETS.get(name) or Published(name, "its page tells the licence")
+
+
+def fetch_hint_models(kind: str) -> list[Published]:
+    """What makes a hint of a `kind`, into the hub's cache. Raises `UnknownName`, `DownloadError`."""
+    kinds = {"depth": ("depth",), "pose": ("people", "pose")}
+    if kind not in kinds:
+        raise UnknownName("hint with a network", kind, kinds)
+    for one in kinds[kind]:
+        find_hint_model(one, fetch=True)
+    return [HINT_MODELS[one] for one in kinds[kind]]
 
 
 def find_ip_adapter(source: str | Path, fetch: bool = False) -> Path:
@@ -303,7 +331,7 @@ def fetch_ip_adapter(name: str) -> Published:
     return IP_ADAPTERS[name]
 
 
-def find_hint_model(kind: str, source: str | Path | None = None, fetch: bool = True) -> Path:
+def find_hint_model(kind: str, source: str | Path | None = None, fetch: bool = False) -> Path:
     """The folder of a hint's network: `source`, or ours."""
     return find_own(HINT_MODELS[kind], source, f"{kind} model", fetch)
 

@@ -26,6 +26,7 @@ from infu.models import find_lora_file
 from infu.plugin_json import PICTURES, read_numbers, read_plugin
 from infu.plugins import IPAdapter, Lora, OminiControl, Plugin, PuLID
 from infu.pose import POSES
+from infu.regions import REGIONS
 from infu.request import GenerationRequest
 
 INFU_VERSIONS = ("v1.0",)
@@ -129,6 +130,9 @@ class PictureOptions:
         None, "Instead of it: five points in pixels, (5, 2), an .npy file."
     )
     pose: str | None = option(None, f"Instead of it: {', '.join(POSES)}.")
+    id_mask: str | None = option(
+        None, f"Where in the picture the person is: {', '.join(REGIONS)}, or a picture, white there."
+    )
     prompt: str = option("A man, portrait, cinematic", "What the picture shows.")
     negative_prompt: str | None = option(None, "What it should not show; needs --true_cfg_scale above 1.")
     true_cfg_scale: float = option(1.0, "Above 1: a second pass with the negative prompt.")

@@ -1,4 +1,4 @@
-"""The public endpoints `/generate_image` (the released Space's) and `/generate`, and the MCP server's tool.
+"""The public endpoints `/generate_image` (the released Space's), `/generate`, `/hint`, and the tool of MCP.
 
 Generators over Gradio's raw values (`uploads.py` says why raw). Names and order are the API: test_api.py and
 test_mcp.py hold them, docs/api.md tells of them.
@@ -11,13 +11,22 @@ import gradio as gr
 
 from infu.checks import check_list
 from infu.errors import PhotoError
+from infu.hints import make_hint
 from infu.models import VERSIONS
 from infu.pipeline import Step
 from page.events import ON_DEVICE, RAW
 from page.layout import DEFAULTS, PROMPT
 from page.studio import Studio
 from page.told import told
-from page.uploads import read_address, read_loras, read_plugins, read_upload, save_picture_file, with_previews
+from page.uploads import (
+    read_address,
+    read_loras,
+    read_plugins,
+    read_upload,
+    save_hint_file,
+    save_picture_file,
+    with_previews,
+)
 
 TOOL = "make_picture"
 
@@ -42,6 +51,7 @@ def wire_api(
         }
         own_scale = gr.Number(None, label="Strength of the LoRAs")
         address = gr.Textbox(label="Address of the photograph")
+        kind = gr.Textbox("canny", label="Kind of the hint")
         picture = gr.Image(label="Picture", format="png")
         gallery = gr.Gallery(label="Pictures", format="png")
         made = gr.JSON(label="Settings of each picture")
@@ -51,6 +61,8 @@ def wire_api(
     run = RAW | ON_DEVICE
     gr.on([], endpoints.generate_image, [*released.values()], picture, api_name="generate_image", **run)
     gr.on([], endpoints.generate, asked, [gallery, made], api_name="generate", **run)
+    hinted = [photo, kind, released["width"], released["height"]]
+    gr.on([], endpoints.make_hint, hinted, picture, api_name="hint", **RAW)
     simple = [address, *(released[name] for name in ("prompt", "seed", "width", "height", "num_steps"))]
     tool = run | {"api_visibility": "undocumented"}
     gr.on([], endpoints.make_picture, simple, picture, api_name=TOOL, **tool)
@@ -175,6 +187,20 @@ class Endpoints:
                 pictures.append({"image": save_picture_file(event), "caption": None})
                 made.append(event.metadata)
         yield pictures, made
+
+    @told
+    def make_hint(
+        self,
+        image: dict | None = None,
+        kind: str = "canny",
+        width: int = DEFAULTS.width,
+        height: int = DEFAULTS.height,
+    ) -> Iterator[Any]:
+        """What a ControlNet follows, made of a photograph: "canny" (edges), "depth" or "pose", a PNG of
+        width x height pixels."""
+        if image is None:
+            raise PhotoError("Give the photograph that the hint is made of.")
+        yield save_hint_file(make_hint(kind, read_upload(image), width, height))
 
     @told
     def make_picture(

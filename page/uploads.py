@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 from gradio import FileData
 from gradio.processing_utils import ssrf_protected_download
 from gradio.utils import get_upload_folder, is_in_or_equal
@@ -135,6 +136,13 @@ def save_picture_file(result: Result, settings: bool = True) -> dict[str, Any]:
     False, neither there nor in the file's name -> its file data."""
     path = make_folder() / (f"infiniteyou-seed-{result.seed}.png" if settings else "infiniteyou.png")
     save_picture(result.image, path, result.metadata if settings else None)
+    return file_data(path)
+
+
+def save_hint_file(hint: np.ndarray) -> dict[str, Any]:
+    """A hint's pixels as a PNG file in Gradio's cache -> its file data."""
+    path = make_folder() / "hint.png"
+    Image.fromarray(hint).save(path, compress_level=1)
     return file_data(path)
 
 

@@ -24,6 +24,7 @@ from skimage.data import astronaut, brick
 
 from backends import load_backend
 from infu import GenerationRequest, generate
+from infu.hints import make_hint
 from infu.metadata import read_picture
 from infu.models import MINI
 
@@ -84,7 +85,7 @@ def pixels(result: dict) -> np.ndarray:
 
 def test_the_endpoints_take_the_released_names_in_the_released_order(client: Client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/generate_image", "/generate"}
+    assert set(endpoints) == {"/generate_image", "/generate", "/hint"}
     released, further = (endpoints[name]["parameters"] for name in ("/generate_image", "/generate"))
     assert [parameter["parameter_name"] for parameter in released] == RELEASED
     assert {parameter["parameter_name"] for parameter in further} == {*RELEASED, *FURTHER} - {"input_image"}
@@ -100,6 +101,14 @@ def test_fourteen_positional_arguments_make_the_picture_that_the_library_makes(c
     made = generate(GenerationRequest(id_image=photo, control_image=photo, **SMALL), load_backend())
     np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(made.image))
     assert read_picture(path) == json.loads(json.dumps(made.metadata))
+
+
+def test_a_hint_can_be_had_before_the_run(client: Client, photo: Path):
+    asked = dict(image=handle_file(photo), width=128, height=160, api_name="/hint")
+    hint = np.asarray(Image.open(client.predict(kind="canny", **asked)))
+    np.testing.assert_array_equal(hint, make_hint("canny", photo, 128, 160))
+    with pytest.raises(AppError, match="Did you mean 'canny'"):
+        client.predict(kind="cany", **asked)
 
 
 def test_a_seed_repeats_its_picture_and_zero_is_random(client: Client, photo: Path):

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from skimage.data import astronaut
+from typer.testing import CliRunner
 
 from infu import hints
+from infu.cli import app
 from infu.errors import InvalidRequest, ModelError, PhotoError, UnknownName
 from infu.hints import draw_poses, make_hint, read_hint
 
@@ -154,7 +156,7 @@ def test_the_poses_of_the_people_found_are_drawn(pose_folders, monkeypatch):
     """Untrained networks see people everywhere or nowhere, and joints somewhere: here the way is tested."""
     people, pose = pose_folders
     folders = {"people": people, "pose": pose}
-    monkeypatch.setattr(hints, "find_hint_model", lambda kind, model: folders[kind])
+    monkeypatch.setattr(hints, "find_hint_model", lambda kind: folders[kind])
     monkeypatch.setattr(hints, "SURE", 0.0)
     hint = make_hint("pose", astronaut(), 96, 128)
     assert hint.shape == (128, 96, 3) and hint.any()
@@ -173,3 +175,14 @@ def test_what_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
     with pytest.raises(ModelError, match=r"\[pytorch\].*the finished hint"):
         make_hint("depth", astronaut(), 64, 64)
+
+
+def test_the_command_line_writes_the_hint(tmp_path):
+    photo, file = tmp_path / "photo.png", tmp_path / "hint.png"
+    Image.fromarray(astronaut()).save(photo)
+    sizes = ["--width", "64", "--height", "80"]
+    answer = CliRunner().invoke(app, ["hint", "canny", str(photo), str(file), *sizes])
+    assert answer.exit_code == 0 and answer.stdout == f"{file}\n"
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), make_hint("canny", photo, 64, 80))
+    wrong = CliRunner().invoke(app, ["hint", "canny", str(photo), str(file), "--width", "1"])
+    assert wrong.exit_code == 1 and "from 64 to 2048" in wrong.stderr

@@ -19,7 +19,7 @@ from safetensors.numpy import load, load_file, save, save_file
 
 from infu.errors import BrokenFile, DownloadError, MissingFile
 from infu.hub import explain, fetch_file
-from infu.models import find_lora_file
+from infu.models import find_controlnet, find_lora_file
 from infu.weights.pulid import EVA
 
 BASE, INFINITE_YOU = "black-forest-labs/FLUX.1-dev", "ByteDance/InfiniteYou"
@@ -416,3 +416,22 @@ def test_a_file_complete_but_not_renamed_is_taken_up(hub: Hub, tmp_path: Path):
 def test_a_file_that_is_not_there_leaves_nothing_and_names_itself(hub: Hub, tmp_path: Path):
     with pytest.raises(DownloadError, match=r"the face encoder \(status 404\)"):
         fetch_file(f"{hub.url}/loose/nothing.pth", tmp_path / "arcface.pth", "the face encoder")
+
+
+def test_controlnets_and_what_makes_hints_are_fetched_by_name_and_found(hub: Hub, tmp_path: Path):
+    name, parts = "flux-canny-controlnet-v3.safetensors", ("config.json", "preprocessor_config.json")
+    hub.repos["XLabs-AI/flux-controlnet-collections"] = {
+        name: b"canny", "flux-depth-controlnet-v3.safetensors": b"depth", "README.md": b"",
+    }  # fmt: skip
+    depth = {**dict.fromkeys(parts, b"{}"), "model.safetensors": b"depth", "model.onnx": b"waste"}
+    hub.repos["depth-anything/Depth-Anything-V2-Small-hf"] = depth
+    answer = run(hub, tmp_path, "download", "--controlnet", "xlabs-canny", "--hint", "depth")
+    assert answer.returncode == 0, answer.stderr
+    assert "XLabs-AI/flux-controlnet-collections is here (FLUX.1 [dev] Non-Comm" in answer.stderr
+    assert "depth-anything/Depth-Anything-V2-Small-hf is here (Apache-2.0)" in answer.stderr
+    assert hub.fetched() >= {name, *parts, "model.safetensors"}
+    assert not hub.fetched() & {"flux-depth-controlnet-v3.safetensors", "model.onnx"}
+    told = refusal(run(hub, tmp_path, "download", "--controlnet", "xlabs-cany", "--json"), tmp_path)
+    assert "Did you mean 'xlabs-canny'" in told
+    with pytest.raises(MissingFile, match="python -m infu download --controlnet union-pro-2"):
+        find_controlnet("union-pro-2")

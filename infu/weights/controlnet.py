@@ -53,7 +53,7 @@ def read_controlnet(path: Path) -> ControlNetFile:
     """Look at a ControlNet's names and shapes. Raises `MissingFile`, or `BrokenFile` for what is damaged, or
     no ControlNet for FLUX.1."""
     weights = open_part(path, "controlnet")
-    if "_infu_flux_version" in own_config(path):
+    if "_infu_flux_version" in own_config(path) or path.name.lower().startswith("infusenet"):  # same tensors
         raise BrokenFile(
             f"{path.name} is InfiniteYou's InfuseNet, which reads a face and no hint. Load it with model_dir."
         )
