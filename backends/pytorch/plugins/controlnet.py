@@ -29,7 +29,7 @@ class PytorchControlNet(ControlNetRunner):
 
     def embed(self, hint: np.ndarray) -> Tensor:
         network = self.network.arrive()
-        pixels = torch.from_numpy(hint).to(network.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = torch.from_numpy(hint).to(self.backend.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         latents = network.input_hint_block(pixels.to(network.dtype))  # (1, 16, H / 8, W / 8)
         return self.backend.array(pack_latents(self.backend.numpy(latents)))
 
