@@ -76,7 +76,8 @@ def make_controlnet_config(base: Mapping[str, Any], path: Path, weights: Checkpo
 def find_extras(weights: Checkpoint) -> tuple[int, bool]:
     """How many modes a union has, else 0; and whether the hint goes through convolutions."""
     modes = weights.get("controlnet_mode_embedder.weight")
-    return modes.shape[0] if modes and modes.shape else 0, "input_hint_block.conv_in.weight" in weights
+    count = 0 if modes is None or not modes.shape else modes.shape[0]
+    return count, "input_hint_block.conv_in.weight" in weights
 
 
 def own_config(path: Path) -> dict[str, Any]:
