@@ -42,8 +42,13 @@ def read_flow(files: ModelFiles) -> tuple[Scheduler, bool]:
         has_guidance(files.transformer),
     )
     if not guidance and files.transformer != files.base / "transformer":
-        scheduler = replace(scheduler, use_dynamic_shifting=False, shift=1.0)
+        scheduler = unshifted(scheduler)
     return scheduler, guidance
+
+
+def unshifted(scheduler: Scheduler) -> Scheduler:
+    """The same without any shift, as schnell's."""
+    return replace(scheduler, use_dynamic_shifting=False, shift=1.0)
 
 
 SCHNELL = {  # diffusers' defaults for the fields a config may leave out (FlowMatchEulerDiscreteScheduler)

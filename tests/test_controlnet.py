@@ -141,7 +141,7 @@ def test_folder_single_file_and_diffusers_names_are_one_network(backend, tmp_pat
     original = open_part(XLABS, "controlnet")
     save_file({name: original.read(name) for name in original}, tmp_path / "renamed.safetensors")
     file = PLUGINS / "union/diffusion_pytorch_model.safetensors"
-    for case, path in (("xlabs_cfg", tmp_path / "renamed.safetensors"), ("union", file)):
+    for case, path in (("xlabs", tmp_path / "renamed.safetensors"), ("union", file)):
         request, golden = read_case(case)
         (plugin,) = request.plugins
         moved = ControlNet(path, plugin.image, plugin.scale, mode=plugin.mode)
