@@ -423,7 +423,7 @@ def test_controlnets_and_what_makes_hints_are_fetched_by_name_and_found(hub: Hub
     hub.repos["XLabs-AI/flux-controlnet-collections"] = {
         name: b"canny", "flux-depth-controlnet-v3.safetensors": b"depth", "README.md": b"",
     }  # fmt: skip
-    depth = {**dict.fromkeys(parts, b"{}"), "model.safetensors": b"depth", "model.onnx": b"waste"}
+    depth = {**{part: part.encode() for part in parts}, "model.safetensors": b"depth", "model.onnx": b"waste"}
     hub.repos["depth-anything/Depth-Anything-V2-Small-hf"] = depth
     answer = run(hub, tmp_path, "download", "--controlnet", "xlabs-canny", "--hint", "depth")
     assert answer.returncode == 0, answer.stderr
