@@ -66,6 +66,7 @@ CONTROLNETS = {  # what a user may call them -> where they are
         for kind in ("canny", "depth", "hed")
     },
 }
+FLAGS = {"ControlNet": "controlnet", "IP-Adapter": "ip_adapter"}  # of download
 PREPROCESSED = ("config.json", "preprocessor_config.json", "model.safetensors")
 HINT_MODELS = {  # of infu/hints.py
     "depth": Published("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0", PREPROCESSED),
@@ -253,7 +254,8 @@ def find_published(
     `what` names it in errors. Raises `UnknownName`, `MissingFile`, `DownloadError`."""
     if isinstance(source, str) and source in known and not Path(source).exists():
         published = known[source]
-        folder = find_repo(published.repo, list(published.files), fetch)
+        flags = f" --{FLAGS[what]} {source}" if what in FLAGS else ""
+        folder = find_repo(published.repo, list(published.files), fetch, flags)
         return folder / published.files[0] if len(published.files) == 1 else folder
     if isinstance(source, str) and re.fullmatch(r"[\w-]+", source) and not Path(source).exists():
         raise UnknownName(what, source, known)
@@ -318,7 +320,8 @@ def find_ip_adapter(source: str | Path, fetch: bool = False) -> Path:
 
 def find_image_encoder(source: str | Path | None, siglip: bool, fetch: bool = False) -> Path:
     """The folder of an IP-Adapter's image encoder: `source`, or the one it was trained with."""
-    return find_own(SIGLIP if siglip else CLIP_VISION, source, "image_encoder", fetch)
+    own, adapter = (SIGLIP, "instantx") if siglip else (CLIP_VISION, "xlabs")
+    return find_own(own, source, "image_encoder", fetch, f" --ip_adapter {adapter}")
 
 
 def fetch_ip_adapter(name: str) -> Published:
@@ -336,10 +339,11 @@ def find_hint_model(kind: str, source: str | Path | None = None, fetch: bool = F
     return find_own(HINT_MODELS[kind], source, f"{kind} model", fetch)
 
 
-def find_own(own: Published, source: str | Path | None, argument: str, fetch: bool) -> Path:
-    """The folder of a network: `source`, a hub id's, or `own`'s where nothing is said."""
+def find_own(own: Published, source: str | Path | None, argument: str, fetch: bool, flags: str = "") -> Path:
+    """The folder of a network: `source`, a hub id's, or `own`'s, which `flags` of `download` fetch, where
+    nothing is said."""
     if source is None:
-        return find_repo(own.repo, list(own.files), fetch)
+        return find_repo(own.repo, list(own.files), fetch, flags)
     return local_path(source, argument) or find_repo(str(source), list(own.files), fetch)
 
 
@@ -479,13 +483,14 @@ def find_infusenet(folder: Path, source: str | Path | None, fetch: bool) -> Path
     return folder / "InfuseNetModel" if (folder / "InfuseNetModel").is_dir() or not single else single[0]
 
 
-def find_repo(repo_id: str, patterns: list[str], fetch: bool) -> Path:
-    """The snapshot of a hub repository in the hub's own cache; no request where all of it is there."""
+def find_repo(repo_id: str, patterns: list[str], fetch: bool, flags: str = "") -> Path:
+    """The snapshot of a hub repository in the hub's own cache; no request where all of it is there. `flags`:
+    those of the command that fetches it."""
     folder = hub.find_repo(repo_id, patterns)
     if folder is not None:
         return folder
     if not fetch:
-        raise MissingFile(f"{repo_id} is not here, or not all of it. Run `python -m infu download`.")
+        raise MissingFile(f"{repo_id} is not here, or not all of it. Run `python -m infu download{flags}`.")
     return hub.fetch_repo(repo_id, patterns)
 
 

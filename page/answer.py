@@ -14,6 +14,7 @@ from page.events import ON_DEVICE, QUICK, QUIET, RAW
 from page.history import History, draw_history, make_entry
 from page.loras import ask_loras
 from page.person import ask_person
+from page.pictures import ask_pictures
 from page.pose import ask_pose
 from page.progress import Pace, draw_progress
 from page.settings import SETTINGS
@@ -168,7 +169,7 @@ def ask(studio: Studio, asked: Asked, enough: Callable[[], bool]) -> Iterator[An
     """The values of the page's controls, by name -> the events of the run."""
     settings = {name: asked[name] for name in SETTINGS}
     return studio.events(
-        loras=ask_loras(asked),
+        loras=(*ask_loras(asked), *ask_pictures(studio, asked)),
         **ask_person(asked),
         **ask_pose(asked),
         prompt=make_prompt(asked["prompt"], asked["style"]),

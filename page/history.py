@@ -12,8 +12,8 @@ import gradio as gr
 
 from infu.pipeline import Result
 from page.events import QUICK, QUIET, RAW
-from page.pose import restore_pose
-from page.settings import control_values, restored
+from page.pictures import KINDS
+from page.settings import give_back, restored
 from page.texts import label, say
 from page.told import told
 from page.uploads import save_picture_file
@@ -83,7 +83,7 @@ def draw_bare() -> gr.Checkbox:
 def wire_history(
     history: History, picture: gr.Image, controls: list[gr.components.Component]
 ) -> tuple[gr.events.Dependency, gr.events.Dependency]:
-    """`controls`: the prompt, the settings and the pose, which a picture gives back. Returns the events after
+    """`controls`: those that `settings.give_back` fills. Returns the events after
     which they are back: to be used, and to be used with another seed."""
     shown = [picture, history.seed, history.download, history.again, history.use, history.compare]
     history.strip.select(None, None, shown, js="() => window.pictures.shown()", **QUICK)
@@ -96,8 +96,8 @@ def wire_history(
         button.click(None, js=f"() => {{ window.pictures.{call}; }}", **QUICK)
     js = "() => window.pictures.settings()"
     used, again = (
-        button.click(give_back, history.strip, controls, js=js, **RAW, **QUIET)
-        for button, give_back in ((history.use, use), (history.again, vary))
+        button.click(handler, history.strip, controls, js=js, **RAW, **QUIET)
+        for button, handler in ((history.use, use), (history.again, vary))
     )
     return used, again
 
@@ -105,14 +105,14 @@ def wire_history(
 @told
 def use(settings: dict[str, Any], visitor: gr.Request) -> Iterator[tuple[Any, ...]]:
     """The settings of a picture, from the browser -> the controls."""
-    yield *control_values(settings), restore_pose(settings, visitor)
+    yield give_back(settings, visitor)
     gr.Info(html.escape(restored(settings, visitor)))
 
 
 @told
 def vary(settings: dict[str, Any], visitor: gr.Request) -> Iterator[tuple[Any, ...]]:
     """The same, with a random seed."""
-    yield *control_values(settings | {"seed": 0}), restore_pose(settings, visitor)
+    yield give_back(settings | {"seed": 0}, visitor)
 
 
 def make_entry(result: Result, bare: bool, visitor: gr.Request) -> dict[str, Any]:
@@ -137,4 +137,10 @@ def list_facts(metadata: dict[str, Any], visitor: gr.Request | str) -> list[tupl
         for key, form in FACTS.items()
         if key in known or key not in OPTIONAL
     ]
-    return facts + [("LoRA", f"{plugin['lora']} ({plugin['scale']:g})") for plugin in metadata["plugins"]]
+    return facts + [describe_plugin(plugin, visitor) for plugin in metadata["plugins"]]
+
+
+def describe_plugin(plugin: dict[str, Any], visitor: gr.Request | str) -> tuple[str, str]:
+    part = next((part for part, kind in KINDS.items() if kind.key in plugin), None)
+    title, key = (say(visitor, part), KINDS[part].key) if part else ("LoRA", "lora")
+    return title, f"{plugin[key]} ({plugin['scale']:g})"

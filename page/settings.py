@@ -11,6 +11,7 @@ from infu.metadata import read_picture
 from infu.models import OPTIONAL_LORAS, VERSIONS
 from infu.request import MAX_SEED, MAX_SIZE, MIN_SIZE, GenerationRequest
 from page.events import QUIET, RAW
+from page.pictures import KINDS, restore_pictures
 from page.pose import restore_pose
 from page.texts import label, say
 from page.told import told
@@ -96,7 +97,7 @@ def draw_slider(defaults: GenerationRequest, name: str, high: float) -> gr.Slide
 
 
 def wire_settings(source: gr.File, controls: list[gr.components.Component]) -> gr.events.Dependency:
-    """`controls`: the prompt, the settings and the pose. Returns the event after which a picture's settings
+    """`controls`: those that `give_back` fills. Returns the event after which a picture's settings
     are back."""
     return source.upload(restore, source, [source, *controls], **RAW, **QUIET)
 
@@ -108,14 +109,24 @@ def restore(file: dict | None, visitor: gr.Request) -> Iterator[tuple[Any, ...]]
     if source is None:
         return
     settings = read_picture(io.BytesIO(source) if isinstance(source, bytes) else source)
-    values = *control_values(settings), restore_pose(settings, visitor)
+    values = give_back(settings, visitor)
     gr.Info(html.escape(restored(settings, visitor)))
     yield None, *values
 
 
+def give_back(settings: dict[str, Any], visitor: gr.Request) -> tuple[Any, ...]:
+    """The settings inside a picture -> values for the prompt, the settings, the pose and the plug-ins. A file
+    is not to be trusted: raises `InvalidRequest`, as for any request."""
+    return (
+        *control_values(settings),
+        restore_pose(settings, visitor),
+        *restore_pictures(list_plugins(settings)),
+    )
+
+
 def control_values(settings: dict[str, Any]) -> tuple[Any, ...]:
     """The settings inside a picture -> values for the prompt and the fold's controls, in the API's order;
-    what is not in it stays. A file is not to be trusted: raises `InvalidRequest`, as for any request."""
+    what is not in it stays. Raises `InvalidRequest`."""
     known = {name: settings[name] for name in RESTORED if name in settings}
     request = GenerationRequest(**({"prompt": ""} | known))
     used = list_loras(settings)
@@ -134,9 +145,15 @@ def restored(settings: dict[str, Any], visitor: gr.Request | str) -> str:
     lost += [say(visitor, "lost_seed")] if settings.get("seed") == 0 else []
     files = [file for file in list_loras(settings) if file not in OPTIONAL_LORAS.values()]
     lost += [f"LoRA {file}" for file in files]
+    plugins = list_plugins(settings)
+    lost += [say(visitor, part) for part, kind in KINDS.items() if any(kind.key in p for p in plugins)]
     return say(visitor, "restored", lost=", ".join(lost))
 
 
 def list_loras(settings: dict[str, Any]) -> list[str]:
+    return [str(plugin["lora"]) for plugin in list_plugins(settings) if "lora" in plugin]
+
+
+def list_plugins(settings: dict[str, Any]) -> list[dict[str, Any]]:
     plugins = settings.get("plugins")
-    return [str(p.get("lora")) for p in plugins if isinstance(p, dict)] if isinstance(plugins, list) else []
+    return [plugin for plugin in plugins if isinstance(plugin, dict)] if isinstance(plugins, list) else []

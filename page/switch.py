@@ -61,17 +61,24 @@ def put_in_place(studio: "Studio", options: dict[str, Any]) -> None:
 
 
 def check_fits(
-    files: ModelFiles | None, options: dict[str, Any], dtype: str, machine: dict[str, Any]
+    files: ModelFiles | None,
+    options: dict[str, Any],
+    dtype: str,
+    machine: dict[str, Any],
+    beside: int = 0,
 ) -> dict[str, Any]:
-    """The memory that a model needs here (`memory_needed`'s). Raises `NotEnoughMemory`."""
+    """The memory that a model needs here (`memory_needed`'s), with a plug-in of so many bytes `beside` it.
+    Raises `NotEnoughMemory`."""
     needed = needed_here(files, machine, dtype, options.get("quantize"), options.get("offload"))
+    needed |= {kind: needed[kind] + beside for kind in MEMORY}
     if not fits(needed, machine):
         card = machine["device_memory"]
         wanted, there = (needed["shared"], machine["usable"]) if card is None else (needed["device"], card)
         if card is not None and wanted <= card:
             wanted, there = needed["main"], machine["usable"]
+        how = "With this beside it" if beside else "Loaded like this"
         raise NotEnoughMemory(
-            f"Loaded like this the model needs {gigabytes(wanted)} of memory; this machine has "
+            f"{how} the model needs {gigabytes(wanted)} of memory; this machine has "
             f"{gigabytes(there)}. Choose fewer bits, or a way that keeps less of it in memory."
         )
     return needed

@@ -91,12 +91,17 @@ def fetch(url: str, what: str) -> str:
 def read_loras(sent: list[dict[str, Any]] | None, scale: float | None) -> tuple[Lora, ...]:
     """LoRA files that a client sent, each at this scale, None for its own. Raises `PhotoError`,
     `InvalidRequest`."""
-    paths = [read_upload(file, "LoRA") for file in check_list("loras", sent)]
-    if any(isinstance(path, bytes) for path in paths):
+    return tuple(Lora(read_file(file, "LoRA"), scale) for file in check_list("loras", sent))
+
+
+def read_file(sent: dict[str, Any] | None, what: str) -> str | None:
+    """`read_upload` for what is no picture: it cannot be inside the request."""
+    path = read_upload(sent, what)
+    if isinstance(path, bytes):
         raise PhotoError(
-            "A LoRA must be uploaded as a file: send it with handle_file, or post it to /upload."
+            f"A {what} must be uploaded as a file: send it with handle_file, or post it to /upload."
         )
-    return tuple(Lora(path, scale) for path in paths)
+    return path
 
 
 def read_plugins(sent: list[dict[str, Any]] | None) -> tuple[Plugin, ...]:
@@ -111,12 +116,7 @@ def find_sent(field: str, value: Any) -> Any:
         if field in ("path", MASK) and re.fullmatch(r"[\w.-]+", value) and not os.path.exists(value):
             return value
         raise InvalidRequest(f"{field} must be an upload, or for a plug-in's file the name of a known one.")
-    found = read_upload(value, field if field in (MASK, *PICTURES) else "plug-in's file")
-    if isinstance(found, bytes) and field not in (MASK, *PICTURES):
-        raise PhotoError(
-            "A plug-in's file must be uploaded: send it with handle_file, or post it to /upload."
-        )
-    return found
+    return read_upload(value, field) if field in (MASK, *PICTURES) else read_file(value, "plug-in's file")
 
 
 def make_showable(source: str | bytes) -> dict[str, Any] | None:

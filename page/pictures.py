@@ -1,0 +1,140 @@
+"""The folds of the plug-ins that look at one picture: one for its style, one for an object in it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from infu.checks import check_number
+from infu.fitting import check_ip_adapter, check_ominicontrol
+from infu.models import IP_ADAPTERS, NAMED_LORAS, Published
+from infu.plugins import IPAdapter, OminiControl, Plugin
+from page.events import QUICK, RAW
+from page.person import wire_photo
+from page.studio import Studio
+from page.texts import label
+from page.uploads import read_upload
+from page.weights import (
+    Check,
+    Weights,
+    check_runs,
+    draw_weights,
+    find_beside,
+    find_source,
+    wire_weights,
+)
+
+MOST = 2.0  # strength
+SUBJECTS = {name: own for name, own in NAMED_LORAS.items() if own.files[0].startswith("omini/")}
+ENCODER = "image_encoder"  # the folder beside an IP-Adapter's file
+
+
+class Kind(NamedTuple):
+    """A fold's plug-in. `given`: the text that says which picture is wanted; `key`: what settings call its
+    file; `make`: weights, picture and strength -> it; `scale`: the usual strength."""
+
+    given: str
+    key: str
+    known: Mapping[str, Published]
+    check: Check
+    make: Callable[[str, Any, float], Plugin]
+    scale: float
+
+
+class Fold(NamedTuple):
+    fold: gr.Accordion
+    picture: gr.Image
+    scale: gr.Slider
+    weights: Weights
+
+
+def make_style(source: str, image: Any, scale: float) -> IPAdapter:
+    return IPAdapter(source, image, scale, image_encoder=find_beside(source, ENCODER))
+
+
+KINDS = {  # by the fold's name, which its elements and texts begin with
+    "style_picture": Kind(
+        "style_given",
+        "ip_adapter",
+        IP_ADAPTERS,
+        lambda backend, source: check_ip_adapter(backend, source, find_beside(source, ENCODER)),
+        make_style,
+        0.7,
+    ),
+    "object_picture": Kind("object_given", "ominicontrol", SUBJECTS, check_ominicontrol, OminiControl, 1.0),
+}
+
+
+def draw_fold(studio: Studio, part: str) -> Fold:
+    kind = KINDS[part]
+    with gr.Accordion(label(part), open=False, elem_id=part) as fold, gr.Row():
+        with gr.Column(scale=2, min_width=260):
+            picture = draw_picture(part, kind.given)
+        with gr.Column(scale=3, min_width=260):
+            scale = draw_strength(part, kind.scale)
+            weights = draw_weights(studio, part, kind.known)
+    return Fold(fold, picture, scale, weights)
+
+
+def draw_picture(part: str, given: str) -> gr.Image:
+    return gr.Image(label=label(given), height=240, buttons=[], elem_id=f"{part}_image")
+
+
+def draw_strength(part: str, scale: float) -> gr.Slider:
+    return gr.Slider(
+        0.0,
+        MOST,
+        scale,
+        step=0.05,
+        label=label("strength"),
+        info=label("strength_none"),
+        elem_id=f"{part}_scale",
+    )
+
+
+def wire_fold(studio: Studio, part: str, fold: Fold) -> Callable[[gr.events.Dependency], None]:
+    """Returns what has the verdict given once more after another event."""
+    wire_photo(fold.picture)
+    wire_strength(fold.picture, fold.scale, KINDS[part].scale)
+    return wire_weights(studio, fold.fold, fold.weights, KINDS[part].known, KINDS[part].check)
+
+
+def wire_strength(picture: gr.Image, scale: gr.Slider, usual: float) -> None:
+    """A new picture is to count: a strength of 0, which settings without one leave, is the usual again."""
+    picture.upload(lambda value: gr.skip() if value else usual, scale, scale, **RAW, **QUICK)
+
+
+def list_controls(part: str, fold: Fold) -> dict[str, gr.components.Component]:
+    which, own, _ = fold.weights
+    values = {"image": fold.picture, "scale": fold.scale, "weights": which, "own": own}
+    return {f"{part}_{name}": component for name, component in values.items()}
+
+
+def ask_pictures(studio: Studio, asked: dict[str, Any]) -> tuple[Plugin, ...]:
+    """The values of the page's controls, by name -> the plug-ins of a run. What cannot run is told here,
+    before it begins. Raises `InfuError`."""
+    made = []
+    for part, kind in KINDS.items():
+        image = read_upload(asked[f"{part}_image"])
+        if image is not None and asked[f"{part}_scale"]:
+            source = find_source(studio, asked[f"{part}_weights"], asked[f"{part}_own"], kind.known)
+            check_runs(studio, kind.check, source)
+            made.append(kind.make(source, image, asked[f"{part}_scale"]))
+    return tuple(made)
+
+
+def restore_pictures(plugins: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """The plug-ins in a picture's settings -> strength and weights of each fold: 0 where it was not used. A
+    file is not to be trusted: raises `InvalidRequest`, as for any request."""
+    values: list[Any] = []
+    for kind in KINDS.values():
+        used = next((plugin for plugin in plugins if kind.key in plugin), None)
+        values += restore(used, kind.key, kind.known)
+    return tuple(values)
+
+
+def restore(used: dict[str, Any] | None, key: str, known: Mapping[str, Published]) -> tuple[Any, Any]:
+    if used is None:
+        return 0.0, gr.skip()
+    named = used[key] in known if isinstance(used[key], str) else False
+    return check_number("scale", used.get("scale"), 0.0, MOST), used[key] if named else gr.skip()

@@ -1,0 +1,113 @@
+"""Which weights a plug-in has: some known by name or a visitor's own, and whether they can run here.
+
+Whether they can is said in the plug-in's fold as soon as it is opened, and once more asked before a run.
+"""
+
+import html
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gradio as gr
+
+from infu.errors import InfuError, MissingFile, UnknownName
+from infu.memory import read_machine
+from infu.models import Published
+from page.events import QUIET, RAW
+from page.studio import Studio
+from page.switch import check_fits
+from page.texts import label, say
+from page.told import told
+from page.uploads import read_file
+
+if TYPE_CHECKING:
+    from backends.base import Backend
+
+OWN = "own"
+# The loaded model and a plug-in's weights -> how many bytes they take beside it (infu/fitting.py).
+Check = Callable[["Backend", str], int]
+
+
+class Weights(NamedTuple):
+    which: gr.Dropdown  # a name of the known ones, or OWN
+    own: gr.Textbox | gr.File  # its path; of strangers an upload
+    verdict: gr.HTML
+
+
+def draw_weights(studio: Studio, part: str, known: Mapping[str, Published]) -> Weights:
+    choices = [(f"{name}: {published.repo}", name) for name, published in known.items()]
+    which = gr.Dropdown(
+        [*choices, (label("weights_own"), OWN)],
+        value=next(iter(known)),
+        label=label("weights"),
+        min_width=220,
+        elem_id=f"{part}_weights",
+    )
+    options = {"label": label("weights_path"), "visible": False, "elem_id": f"{part}_own"}
+    own = gr.File(height=110, **options) if studio.public else gr.Textbox(max_lines=1, **options)
+    return Weights(which, own, draw_verdict(part))
+
+
+def draw_verdict(part: str) -> gr.HTML:
+    return gr.HTML("", elem_id=f"{part}_verdict", elem_classes="verdict")
+
+
+def wire_weights(
+    studio: Studio, fold: gr.Accordion, weights: Weights, known: Mapping[str, Published], check: Check
+) -> Callable[[gr.events.Dependency], None]:
+    """Returns what has the verdict given once more after another event."""
+    which, own, verdict = weights
+
+    @told
+    def judge(name: str, given: Any, visitor: gr.Request) -> Iterator[tuple[Any, str]]:
+        shown = gr.update(visible=name == OWN)
+        yield shown, draw_line(say(visitor, "weights_looking"))
+        if name == OWN and not given:
+            yield shown, ""
+            return
+        try:
+            check_runs(studio, check, find_source(studio, name, given, known))
+            said = say(visitor, "weights_here")
+            if name in known:
+                said += f" {say(visitor, 'weights_licence', licence=html.escape(known[name].licence))}"
+        except InfuError as error:
+            said = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(str(error), quote=False))
+        yield shown, draw_line(said)
+
+    options = {"trigger_mode": "always_last", "concurrency_limit": None} | RAW | QUIET
+    named = [own.upload, own.clear] if studio.public else [own.submit, own.blur]
+    asked = {"fn": judge, "inputs": [which, own], "outputs": [own, verdict]}
+    gr.on([fold.expand, which.change, *named], **asked, **options)
+    return lambda event: event.then(**asked, **options)
+
+
+def find_source(studio: Studio, name: Any, given: Any, known: Iterable[str]) -> str:
+    """The values of the two fields -> what a plug-in takes as its `path`. Raises `InfuError`."""
+    if name != OWN:
+        if name not in known:
+            raise UnknownName("choice of weights", name, (*known, OWN))
+        return name
+    path = read_file(given, "plug-in's file") if studio.public else str(given or "").strip()
+    if not path:
+        raise MissingFile("Name the file of the plug-in's weights, or choose others.")
+    return path
+
+
+def check_runs(studio: Studio, check: Check, source: str) -> None:
+    """Raise `InfuError` for weights that are not here, do not fit the loaded model, or do not fit beside it
+    into memory."""
+    backend = studio.load()
+    beside = check(backend, source)
+    check_fits(backend.files, studio.options, backend.dtype, read_machine(), beside)
+
+
+def find_beside(source: str, folder: str) -> Path | None:
+    """The folder of this name beside a plug-in's file, where there is one."""
+    path = Path(source).expanduser()
+    found = (path if path.is_dir() else path.parent) / folder
+    return found if found.is_dir() and path.exists() else None
+
+
+def draw_line(text: str) -> str:
+    return f"<p role='status'>{text}</p>"

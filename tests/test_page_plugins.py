@@ -1,0 +1,208 @@
+"""The folds of the plug-ins in a real browser, on the golden base with its tiny plug-ins: what each adds to a
+picture, how its settings come back, and that what cannot run says so before it begins."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browsing import (
+    PATIENCE,
+    expect_ready,
+    field_value,
+    open_fold,
+    set_field,
+    upload,
+    visited,
+)
+from golden import GOLDEN
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from serving import served
+from skimage.data import coffee
+from tiny import fill_hub, make_model
+
+from backends import load_backend
+from infu import GenerationRequest, IPAdapter, OminiControl, generate
+from infu.errors import NotEnoughMemory
+from infu.memory import RELEASED
+from infu.metadata import read_picture
+from page.switch import check_fits
+
+SMALL = {"width": 96, "height": 128, "num_steps": 2, "seed": 5}
+STYLE, CLIP = GOLDEN / "plugins/ip_adapter.safetensors", GOLDEN / "plugins/image_encoder"
+SUBJECT = GOLDEN / "ominicontrol/subject.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> list[str]:
+    return make_model(tmp_path_factory.mktemp("model") / "InfiniteYou")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, model: list[str]):
+    home = tmp_path_factory.mktemp("hub")
+    fill_hub(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(home))
+        with served(tmp_path_factory.mktemp("server"), *model) as server:
+            yield server
+            assert "A request failed." not in server.printed()
+
+
+@pytest.fixture(scope="module")
+def backend(model: list[str]):
+    """The model that the page has."""
+    _, base, _, folder = model
+    return load_backend("pytorch", base_model_path=base, model_dir=folder)
+
+
+@pytest.fixture(scope="module")
+def cup(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cup") / "coffee.png"
+    Image.fromarray(coffee()).save(path)
+    return path
+
+
+def prepare(page: Page, photo: Path) -> None:
+    upload(page, photo)
+    open_fold(page)
+    for name, value in SMALL.items():
+        set_field(page, name, value)
+
+
+def open_part(page: Page, part: str, verdict: str = "Ready to run.") -> None:
+    page.locator(f"#{part} > button").click()
+    expect(page.locator(f"#{part}_verdict")).to_contain_text(verdict, timeout=PATIENCE)
+    page.wait_for_timeout(1000)  # as in open_fold
+
+
+def give(page: Page, part: str, picture: Path) -> None:
+    page.locator(f"#{part}_image input[type=file]").set_input_files(picture)
+    expect(page.locator(f"#{part}_image img")).to_be_visible(timeout=PATIENCE)
+
+
+def choose(page: Page, part: str, name: str, verdict: str) -> None:
+    page.locator(f"#{part}_weights input").click()
+    page.get_by_role("option", name=name).click()
+    expect(page.locator(f"#{part}_verdict")).to_contain_text(verdict, timeout=PATIENCE)
+
+
+def make(page: Page, path: Path) -> dict:
+    """Generate, and download the picture -> its settings."""
+    pictures = page.locator("#history [role=option]")
+    before = pictures.count()
+    page.locator("#generate").click()
+    expect(pictures).to_have_count(before + 1, timeout=3 * PATIENCE)
+    expect_ready(page)
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(path)
+    return read_picture(path)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def ask(backend, made: dict, photo: Path, *plugins, **more) -> np.ndarray:
+    """What the library makes of the same request."""
+    names = ("prompt", "width", "height", "seed", "num_steps")
+    request = GenerationRequest(
+        **{name: made[name] for name in names}, id_image=photo, plugins=plugins, **more
+    )
+    return np.asarray(generate(request, backend).image).astype(int)
+
+
+def test_a_style_and_an_object_are_what_the_library_makes_of_them_and_their_settings_come_back(
+    browser: Browser, server, backend, photo: Path, cup: Path, tmp_path: Path
+):
+    with visited(browser, server, mini=False) as page:
+        prepare(page, photo)
+        plain = make(page, tmp_path / "plain.png")
+        assert plain["plugins"] == []
+        open_part(page, "style_picture", "Licence: FLUX.1 [dev] Non-Commercial License")
+        open_part(page, "object_picture", "Licence: Apache-2.0")
+        for part, strength in (("style_picture", 0.9), ("object_picture", 0.5)):
+            give(page, part, cup)
+            set_field(page, f"{part}_scale", strength)
+        both = make(page, tmp_path / "both.png")
+        assert [(name, p[name], p["scale"]) for p in both["plugins"] for name in [next(iter(p))]] == [
+            ("ip_adapter", "xlabs", 0.9),
+            ("ominicontrol", "subject_512", 0.5),
+        ]
+        expect(page.locator("#history dl")).to_contain_text("subject_512 (0.5)")
+        style = IPAdapter(STYLE, cup, 0.9, image_encoder=CLIP)
+        subject = OminiControl(SUBJECT, cup, 0.5, position_delta=(0, 32))  # what subject_512 was made for
+        expected = ask(backend, both, photo, style, subject)
+        assert np.abs(pixels(tmp_path / "both.png") - expected).max() <= 1
+        assert np.abs(pixels(tmp_path / "plain.png") - ask(backend, plain, photo)).max() <= 1
+        assert np.abs(pixels(tmp_path / "plain.png") - expected).max() > 10
+
+        # The plain one's settings have neither.
+        page.locator("#history [role=option]").nth(1).click()
+        page.locator("#use").click()
+        expect(page.locator("#style_picture_scale input[type=number]")).to_have_value("0", timeout=PATIENCE)
+        assert make(page, tmp_path / "again.png")["plugins"] == []
+        page.locator("#source input[type=file]").set_input_files(tmp_path / "both.png")
+        expect(page.locator("#style_picture_scale input[type=number]")).to_have_value("0.9", timeout=PATIENCE)
+        assert field_value(page, "object_picture_scale") == 0.5
+        assert make(page, tmp_path / "back.png")["plugins"] == both["plugins"]
+        assert (pixels(tmp_path / "back.png") == pixels(tmp_path / "both.png")).all()
+
+
+def test_what_cannot_run_says_so_in_its_fold_and_no_run_begins(
+    browser: Browser, server, photo: Path, cup: Path, tmp_path: Path
+):
+    vast = tmp_path / "vast"  # an adapter whose image encoder is said to be of 400 GB; most of it is a hole
+    (vast / "image_encoder").mkdir(parents=True)
+    (vast / "ip_adapter.safetensors").symlink_to(STYLE)
+    for path in CLIP.iterdir():
+        if path.suffix == ".json":
+            (vast / "image_encoder" / path.name).symlink_to(path)
+    write_hole(vast / "image_encoder/model.safetensors", 200_000_000_000)
+    with visited(browser, server, mini=False) as page:
+        prepare(page, photo)
+        open_part(page, "style_picture")
+        give(page, "style_picture", cup)
+        choose(page, "style_picture", "instantx", "Run python -m infu download --ip_adapter instantx")
+        page.locator("#generate").click()
+        expect(page.locator("#progress")).to_contain_text("--ip_adapter instantx", timeout=PATIENCE)
+        expect_ready(page)
+        choose(page, "style_picture", "A file of one's own", "")
+        own = page.locator("#style_picture_own textarea, #style_picture_own input")
+        for path, verdict in {
+            str(tmp_path / "none.safetensors"): "none.safetensors",
+            str(SUBJECT): "subject.safetensors is",
+            str(GOLDEN / "instantx_ip_adapter/ip-adapter.bin"): "--ip_adapter instantx",  # lacks its encoder
+            str(vast): "With this beside it the model needs",
+            str(STYLE): "Ready to run.",
+        }.items():
+            own.fill(path)
+            own.press("Enter")
+            expect(page.locator("#style_picture_verdict")).to_contain_text(verdict, timeout=PATIENCE)
+        assert make(page, tmp_path / "own.png")["plugins"][0]["ip_adapter"] == STYLE.name
+
+
+def write_hole(path: Path, numbers: int) -> None:
+    """A safetensors file with one tensor of so many bfloat16 numbers, all of them a hole in the file."""
+    size = 2 * numbers
+    tensor = {"dtype": "BF16", "shape": [numbers], "data_offsets": [0, size]}
+    header = json.dumps({"vision_model.post_layernorm.weight": tensor}).encode()
+    header += b" " * (-len(header) % 8)  # aligned, or it would be copied
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)
+
+
+@pytest.mark.parametrize("card", [None, 48e9])
+def test_a_plug_in_is_counted_beside_the_model(card: float | None):
+    """FLUX.1-dev with InfiniteYou in bfloat16 takes 42.4 GB (README.md)."""
+    machine = {"device": None, "device_memory": card, "memory": 50e9, "usable": 48e9}
+    needed = check_fits(None, {}, "bfloat16", machine)
+    assert 42.3e9 < needed["shared" if card is None else "device"] < 42.5e9
+    union = 2 * RELEASED["infusenet"].total  # as large as InfuseNet: 5.9 GB
+    with pytest.raises(NotEnoughMemory, match="With this beside it the model needs 48.3 GB"):
+        check_fits(None, {}, "bfloat16", machine, union)
+    check_fits(None, {}, "bfloat16", machine | {"usable": 50e9, "device_memory": card and 50e9}, union)
