@@ -12,26 +12,30 @@ import skimage
 import torch
 from onnx import TensorProto, helper
 from PIL import Image
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from backends import load_backend
-from infu import GenerationRequest, find_faces, generate
+from infu import ControlNet, GenerationRequest, find_faces, generate
 from infu.align import CROP, HEAD, HEAD_CENTRE, HEAD_REGION, align, crop_head, unit
-from infu.errors import MissingFile
+from infu.errors import InfuError, MissingFile
 from infu.recognisers import load_recogniser
 from infu.training.config import DataSettings, TrainSettings, read_settings
 from infu.training.encode import Examiner, load_faces
 from infu.training.judge import TEMPLATE, Judge, name_nearest
 from infu.training.minibase import autoencoder, data, diffusion, identities, table
+from infu.training.minibase.__main__ import app
 from infu.training.minibase.export import export
 from infu.training.minibase.faces import export_appearance, find_family
 from infu.training.minibase.networks import make_base
 from infu.training.run import train
-from infu.training.shards import keep_appearance
+from infu.training.shards import keep_appearance, read_rows
 from infu.training.world import reader as readers
 from infu.training.world.dataset import make_shards, part_shards, read_shards
 from infu.training.world.renderer import Renderer
 
 SIZE = (128, 160)
+EXAMPLES = Path(__file__).parents[1] / "examples/training/mini"
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +201,45 @@ def test_what_stage_one_makes_of_the_world_draws_a_photograph_alike_on_both_back
     assert np.abs(pictures["mlx", True] - pictures["mlx", False]).max() > 0  # the photograph is seen
 
 
+def test_a_controlnet_learns_edges_and_draws_alike_on_both_backends(world, tmp_path, astronaut):
+    run, base, hints = world / "run", tmp_path / "base", tmp_path / "hints"
+    export(run, base, SIZE)
+    shards = f"--pictures={world / 'shards'}"
+    result = CliRunner().invoke(app, ["hints", str(run), shards, f"--base={base}", f"--out={hints}"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    backends = {name: load_backend(name, base, dtype="float32") for name in ("pytorch", "mlx")}
+    (path,) = (hints / "shards").glob("*.safetensors")
+    sample, (row, *_) = load_file(path), read_rows(path)
+    picture, _, _ = identities.view(read_shards(world / "shards"), 0)
+    edges = np.repeat(cv2.Canny(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 100, 200)[..., None], 3, axis=2)
+    of_mlx = backends["mlx"].numpy(backends["mlx"].encode_image(edges))[0]
+    np.testing.assert_allclose(sample["control"][0], of_mlx, rtol=2e-3, atol=2e-3)  # float16
+    states = backends["mlx"].numpy(backends["mlx"].encode_prompt(row["caption"]).states)[0]
+    np.testing.assert_allclose(sample["states"][0], states, rtol=5e-3, atol=5e-3)
+
+    example = read_settings(TrainSettings, EXAMPLES / "controlnet.yaml")
+    network = tmp_path / "canny"
+    folders = {"data": [hints], "model_dir": network, "run_dir": tmp_path / "run"}
+    folders["base_model_path"] = str(base)
+    few = {"steps": 2, "batch": 4, "micro_batch": 4, "save_dtype": "float32", "warmup_steps": 0}
+    few["learning_rate"] = 0.1  # so that two steps are seen
+    train(example.model_copy(update=folders | few), lambda text: None)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 2 and log[0]["grad_norm"] > 0
+    latents = {}
+    for name, backend in backends.items():
+        request = GenerationRequest(prompt="a woman", width=64, height=80, num_steps=2, seed=1)
+        for scale in (None, 0, 1):
+            plugins = [ControlNet(network, astronaut, scale, hint="canny")] if scale is not None else []
+            latents[name, scale] = generate(request.replace(plugins=plugins), backend).latents
+        np.testing.assert_array_equal(latents[name, 0], latents[name, None])
+        assert np.abs(latents[name, 1] - latents[name, 0]).max() > 1e-3
+    np.testing.assert_allclose(latents["pytorch", 1], latents["mlx", 1], rtol=0, atol=1e-4)
+    for changes, held in (({"network": "infusenet"}, "holds canny hints"), ({"data": [world]}, "no data")):
+        with pytest.raises(InfuError, match=held):
+            train(example.model_copy(update=folders | few | changes), lambda text: None)
+
+
 def test_stage_twos_sources_are_photographs_and_prompts_of_one_sex(world, tmp_path):
     shards = read_shards(world / "shards")
     identities.write_photos(shards, tmp_path, people=1)
@@ -211,7 +254,7 @@ def test_stage_twos_sources_are_photographs_and_prompts_of_one_sex(world, tmp_pa
 
 @pytest.mark.parametrize("name", ["stage2_data_men.yaml", "stage2_data_women.yaml"])
 def test_stage_twos_pictures_have_the_size_that_the_base_knows(name):
-    settings = read_settings(DataSettings, Path(__file__).parents[1] / "examples/training/mini" / name)
+    settings = read_settings(DataSettings, EXAMPLES / name)
     assert Examiner(settings, load_faces("embedded")).buckets == [SIZE]
 
 

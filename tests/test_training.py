@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from infu.hooks import Additions
 from infu.noise import pack_latents
 from infu.training.config import ProjectionSettings
 from infu.training.ip_adapter import AdapterLoss, IPAdapter, make_adapter, to_file
-from infu.training.loss import Batch, InfuseLoss, by_time, draw_noise, flow_error, mix
+from infu.training.loss import Batch, ControlNetLoss, InfuseLoss, by_time, draw_noise, flow_error, mix
 from infu.training.networks import load_trained, make_infusenet, make_projection, save_release
 
 SIZE = (64, 80)
@@ -287,6 +288,22 @@ def test_the_attention_branch_is_instantxs(base: nn.Module):
         latents = latents + (following - sigma) * dit.velocity(base, constants, step, latents, added)
     np.testing.assert_allclose(latents, golden["latents"], rtol=0, atol=2e-4)
     assert np.abs(golden["latents"] - golden["latents_plain"]).max() > 0.1
+
+
+@pytest.mark.parametrize("share", [(1, 0), (3, 3)])
+def test_a_controlnet_starts_as_the_plain_base_and_alone_gets_a_gradient(base: nn.Module, share):
+    """Whatever trains gets one: several processes wait for all of them."""
+    trainee, batch = ControlNetLoss(make_infusenet(base, share), base, GUIDANCE), random_batch(2)
+    batch = replace(batch, embedding=None)
+    times, noise = draw_noise(0, [0, 1], batch.latents.shape[1:])
+    assert torch.equal(trainee.velocity(batch, noise, times), base_velocity(base, batch, noise, times))
+    for module in (*trainee.controlnet.controlnet_blocks, *trainee.controlnet.controlnet_single_blocks):
+        nn.init.normal_(module.weight, std=0.05)
+    trainee(batch, noise, times).mean().backward()
+    assert all(parameter.grad is None for parameter in base.parameters())
+    trained = {n: p.grad for n, p in trainee.controlnet.named_parameters() if p.requires_grad}
+    assert all(gradient is not None for gradient in trained.values())
+    assert trained["controlnet_x_embedder.weight"].any() and trained["context_embedder.weight"].any()
 
 
 def test_an_identity_adapter_starts_as_the_plain_base_and_alone_gets_a_gradient(base: nn.Module):

@@ -13,6 +13,7 @@ from infu.errors import InvalidRequest, MissingFile
 VERSIONS = {1: "sim_stage1", 2: "aes_stage2"}  # the released names of what each stage makes
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=16, multiple_of=16)]
 
 
@@ -54,10 +55,10 @@ class TrainSettings(Settings):
     run_dir: Path  # states to go on from, the log, the plot, sample pictures
     base_model_path: str | None = None  # None: the mini base
     start_from: Path | None = None  # stage 2: the model_dir that holds stage 1; None: this one
-    network: Literal["infusenet", "ip_adapter"] = (
-        "infusenet"  # the second: an identity IP-Adapter, to compare
-    )
-    blocks_per_residual: tuple[Positive, Positive] = (5, 4)  # double, single: 4 and 10 blocks beside FLUX's
+    # "ip_adapter": one for identity, to compare; "controlnet": one on data that holds hints, not faces.
+    network: Literal["infusenet", "ip_adapter", "controlnet"] = "infusenet"
+    # double, single: 4 and 10 blocks beside FLUX's; 0: none of that kind
+    blocks_per_residual: tuple[Natural, Natural] = (5, 4)
     projection: ProjectionSettings = ProjectionSettings()
 
     steps: Positive
@@ -86,8 +87,10 @@ class TrainSettings(Settings):
     def check(self) -> "TrainSettings":
         if self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
-        if self.network == "ip_adapter" and (self.stage == 2 or self.samples):
-            raise ValueError("an ip_adapter trains in stage 1 and draws no samples")
+        if self.network != "infusenet" and (self.stage == 2 or self.samples):
+            raise ValueError(f"{self.network} trains in stage 1 and draws no samples")
+        if not any(self.blocks_per_residual):
+            raise ValueError("blocks_per_residual leaves no block to train: give at least one number over 0")
         return self
 
     @property

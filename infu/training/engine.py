@@ -1,4 +1,5 @@
-"""The loop: encoded shards and a base -> InfuseNet and projection, on one process or on many (accelerate).
+"""The loop: encoded shards and a base -> InfuseNet and projection, or what trains in their place, on one
+process or on many (accelerate).
 
 `Trainer.steps` yields a log of each step; printing, sampling, saving and stopping are `run.py`'s. What a step
 does is a function of the settings, the weights, AdamW's moments and the step's number; all of it is in a
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,13 +27,15 @@ from infu.errors import InvalidRequest, MissingFile, NonFiniteError
 from infu.models import APPEARANCE, MINI, RELEASE, ModelFiles, locate
 from infu.training.config import VERSIONS, TrainSettings
 from infu.training.ip_adapter import AdapterLoss, make_adapter, save_adapter
-from infu.training.loss import Batch, FlowLoss, InfuseLoss, by_time, draw_noise
+from infu.training.loss import Batch, ControlNetLoss, FlowLoss, InfuseLoss, by_time, draw_noise
 from infu.training.networks import (
     load_trained,
     make_infusenet,
     make_projection,
     save_embedded_faces,
     save_release,
+    save_side_network,
+    take_part,
 )
 from infu.training.shards import Order, Shards
 from infu.whole import write_whole
@@ -70,9 +74,9 @@ class Micro(Dataset):
         places = range(first, first + settings.micro_batch)
         numbers = [int(self._order[step][place]) for place in places]
         positions = [step * settings.batch + place for place in places]
+        share = 1.0 if settings.network == "controlnet" else settings.keypoints_share
         with_points = [
-            np.random.default_rng((settings.seed, position, 1)).random() < settings.keypoints_share
-            for position in positions
+            np.random.default_rng((settings.seed, position, 1)).random() < share for position in positions
         ]
         return self._shards.read(numbers, with_points), numbers, positions
 
@@ -94,7 +98,8 @@ class Trainer:
         )
         trainee = self._make_trainee(base)
         self.base = base
-        self.config = dict(trainee.infusenet.config) if settings.network == "infusenet" else {}
+        side = getattr(trainee, settings.network, None)  # InfuseNet or the ControlNet; an IP-Adapter is none
+        self.config = {} if side is None else dict(side.config)
         optimizer = torch.optim.AdamW(
             trainee.parameters(),
             lr=settings.learning_rate,
@@ -172,6 +177,12 @@ class Trainer:
                 "Train on "
                 "data that was made with the same base."
             )
+        hint, network = self.shards.datasets[0].get("hint"), self.settings.network
+        if (hint is not None) != (network == "controlnet"):
+            held = "faces" if hint is None else f"{hint} hints"
+            raise InvalidRequest(
+                f"The data holds {held}, on which no {network} trains. Name other data, or another network."
+            )
 
     def _make_trainee(self, base: nn.Module) -> FlowLoss:
         """New networks for stage 1; for stage 2 those of stage 1."""
@@ -212,6 +223,8 @@ class Trainer:
             settings, dtype = self.settings, getattr(torch, self.settings.save_dtype)
             if settings.network == "ip_adapter":
                 save_adapter(settings.model_dir, state, dtype)
+            elif settings.network == "controlnet":
+                save_side_network(settings.model_dir, take_part(state, "controlnet", dtype), self.config)
             else:
                 save_release(settings.model_dir, settings.version, state, self.config, dtype)
                 if self.shards.datasets[0]["faces"] == "embedded":
@@ -261,16 +274,18 @@ def make_trainee(base: nn.Module, settings: TrainSettings, embedding_size: int) 
     if settings.network == "ip_adapter":
         adapter = make_adapter(base, embedding_size, sizes["num_tokens"], settings.seed)
         return checkpointed(AdapterLoss(adapter, base, guidance), settings)
-    projection = make_projection(embedding_size, base.config.joint_attention_dim, **sizes, seed=settings.seed)
     infusenet = make_infusenet(base, settings.blocks_per_residual)
+    if settings.network == "controlnet":
+        return checkpointed(ControlNetLoss(infusenet, base, guidance), settings)
+    projection = make_projection(embedding_size, base.config.joint_attention_dim, **sizes, seed=settings.seed)
     return checkpointed(InfuseLoss(infusenet, projection, base, guidance), settings)
 
 
 def checkpointed(trainee: FlowLoss, settings: TrainSettings) -> FlowLoss:
     if settings.gradient_checkpointing:
-        trainee.base.enable_gradient_checkpointing()
-        if isinstance(trainee, InfuseLoss):
-            trainee.infusenet.enable_gradient_checkpointing()
+        for network in (trainee.base, *trainee.children()):
+            if isinstance(network, ModelMixin):
+                network.enable_gradient_checkpointing()
     return trainee
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.pytorch.dit import EACH, Branch, velocity
+from backends.pytorch.dit import Branch
 from backends.pytorch.plugins.ip_adapter import attend
 from infu.hooks import Additions
 from infu.training.loss import Batch, FlowLoss
@@ -101,6 +101,4 @@ class AdapterLoss(FlowLoss):
         base = self.base
         embedding = batch.embedding.to(self.adapter.image_proj["norm"].weight.dtype)
         branches = self.adapter.branches(embedding, base.config.num_attention_heads, 1.0)
-        constants = self.make_base_constants(batch, times)
-        additions = Additions(branches=(dict(enumerate(branches)),))
-        return velocity(base, constants, EACH, noisy.to(base.dtype), additions)
+        return self.run_base(batch, noisy, times, Additions(branches=(dict(enumerate(branches)),)))

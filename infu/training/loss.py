@@ -22,16 +22,16 @@ BINS = 10  # of t, in which the loss is logged too: a mean over t hides what hap
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B samples of one size, encoded. `latents` (B, L, 64): x0; `control` (B, L, 64): the control image's;
-    `embedding` (B, E); `states` (B, T, joint width) and `pooled` (B, P): the caption, None until it is
-    encoded.
+    """B samples of one size, encoded. `latents` (B, L, 64): x0; `control` (B, L, 64): the control image's, or
+    the hint's; `embedding` (B, E): the face's, None where there is a hint; `states` (B, T, joint width) and
+    `pooled` (B, P): the caption, None until it is encoded.
     """
 
     width: int
     height: int
     latents: Tensor
     control: Tensor
-    embedding: Tensor
+    embedding: Tensor | None
     states: Tensor | None
     pooled: Tensor | None
 
@@ -94,12 +94,34 @@ class FlowLoss(nn.Module, ABC):
     def velocity(self, batch: Batch, noisy: Tensor, times: Sequence[float]) -> Tensor:
         """(B, L, 64) -> (B, L, 64): the way of one step of `infu.pipeline`, a time for each sample."""
 
-    def make_base_constants(self, batch: Batch, times: Sequence[float]) -> Constants:
-        states, pooled = batch.states.to(self.base.dtype), batch.pooled.to(self.base.dtype)
-        sigmas = [*times, 0.0]
-        return make_constants(
-            self.base, sigmas, batch.width, batch.height, states, pooled, self._guidance_scale
-        )
+    def run_base(self, batch: Batch, noisy: Tensor, times: Sequence[float], additions: Additions) -> Tensor:
+        """(B, L, 64) -> the base's velocity (B, L, 64), with what is added to it."""
+        base, (states, guidance) = self.base, (batch.states, self._guidance_scale)
+        constants = make_batch_constants(base, batch, times, states, guidance)
+        return velocity(base, constants, EACH, noisy.to(base.dtype), additions)
+
+    def run_side(
+        self,
+        side: nn.Module,
+        batch: Batch,
+        noisy: Tensor,
+        times: Sequence[float],
+        states: Tensor,
+        guidance_scale: float,
+    ) -> Tensor:
+        """The same with the residuals of `side`, a ControlNet or InfuseNet, which reads `states` as its
+        text."""
+        constants = make_batch_constants(side, batch, times, states, guidance_scale)
+        residuals = infuse(side, constants, EACH, noisy.to(side.dtype), batch.control.to(side.dtype), 1.0)
+        return self.run_base(batch, noisy, times, Additions(residuals=(residuals.to(self.base.dtype),)))
+
+
+def make_batch_constants(
+    network: nn.Module, batch: Batch, times: Sequence[float], states: Tensor, guidance_scale: float
+) -> Constants:
+    """Those of a network whose samples have a time each."""
+    of_text = (states.to(network.dtype), batch.pooled.to(network.dtype), guidance_scale)
+    return make_constants(network, [*times, 0.0], batch.width, batch.height, *of_text)
 
 
 class InfuseLoss(FlowLoss):
@@ -110,12 +132,16 @@ class InfuseLoss(FlowLoss):
         self.infusenet, self.projection = infusenet, projection
 
     def velocity(self, batch: Batch, noisy: Tensor, times: Sequence[float]) -> Tensor:
-        base, side = self.base, self.infusenet
         identity = self.projection(batch.embedding.to(self.projection.latents.dtype))  # (B, 8, joint width)
-        constants = make_constants(
-            side, [*times, 0.0], batch.width, batch.height, identity, batch.pooled.to(side.dtype), 1.0
-        )
-        residuals = infuse(side, constants, EACH, noisy.to(side.dtype), batch.control.to(side.dtype), 1.0)
-        constants = self.make_base_constants(batch, times)
-        additions = Additions(residuals=(residuals.to(base.dtype),))
-        return velocity(base, constants, EACH, noisy.to(base.dtype), additions)
+        return self.run_side(self.infusenet, batch, noisy, times, identity, 1.0)
+
+
+class ControlNetLoss(FlowLoss):
+    """A ControlNet, which reads the text and the guidance that the base reads, and a hint."""
+
+    def __init__(self, controlnet: nn.Module, base: nn.Module, guidance_scale: float):
+        super().__init__(base, guidance_scale)
+        self.controlnet = controlnet
+
+    def velocity(self, batch: Batch, noisy: Tensor, times: Sequence[float]) -> Tensor:
+        return self.run_side(self.controlnet, batch, noisy, times, batch.states, self._guidance_scale)

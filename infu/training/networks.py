@@ -1,5 +1,5 @@
-"""The networks that train: InfuseNet made from the base's own blocks, the projection; and the folder they
-are saved to, in InfiniteYou's released layout."""
+"""The networks that train: InfuseNet, or a ControlNet, made from the base's own blocks, the projection; and
+the folders they are saved to, in InfiniteYou's released layout, or in that of diffusers' ControlNets."""
 
 import json
 import math
@@ -27,19 +27,20 @@ def make_infusenet(base: nn.Module, blocks_per_residual: tuple[int, int]) -> nn.
     """InfuseNet beside `base` (a FluxTransformer2DModel), float32, on the CPU, its outputs zero.
 
     `blocks_per_residual`: how many double and how many single blocks of the base share one residual, the
-    paper's multiplication factor i: InfuseNet has ceil(blocks / i) of each. Block j starts as the first of
-    those that it will serve.
+    paper's multiplication factor i: InfuseNet has ceil(blocks / i) of each, none where i is 0. Block j starts
+    as the first of those that it will serve.
     """
     depths = (base.config.num_layers, base.config.num_single_layers)
-    counts = [math.ceil(depth / share) for depth, share in zip(depths, blocks_per_residual, strict=True)]
+    shares = zip(depths, blocks_per_residual, strict=True)
+    counts = [math.ceil(depth / share) if share else 0 for depth, share in shares]
     config = {name: base.config[name] for name in SHARED}
     network = build_infusenet(config | {"num_layers": counts[0], "num_single_layers": counts[1]})
     sources = dict(base.state_dict())
     state = {name: tensor for name, tensor in sources.items() if name.startswith(COPIED)}
     kinds = ("transformer_blocks", "single_transformer_blocks")
     for kind, depth, count in zip(kinds, depths, counts, strict=True):
-        group = math.ceil(depth / count)
         for j in range(count):
+            group = math.ceil(depth / count)
             start = f"{kind}.{j * group}."
             block = {name: tensor for name, tensor in sources.items() if name.startswith(start)}
             state |= {f"{kind}.{j}.{name.removeprefix(start)}": tensor for name, tensor in block.items()}
@@ -52,6 +53,10 @@ def make_infusenet(base: nn.Module, blocks_per_residual: tuple[int, int]) -> nn.
     ):
         for parameter in module.parameters():
             nn.init.zeros_(parameter)
+    if counts[1] == 0:  # nobody reads the last text: several processes would wait for gradients of its layers
+        last = network.transformer_blocks[-1]
+        for module in (last.attn.to_add_out, last.ff_context):
+            module.requires_grad_(False)
     return network.float()
 
 
@@ -98,28 +103,28 @@ def save_release(
     `config`: InfuseNet's. The released face encoder's files are the user's to put into `supports/`.
     """
     folder = model_dir / RELEASE / version
-    parts = {
-        name: {
-            key.removeprefix(f"{name}."): value.detach().to("cpu", dtype).contiguous()
-            for key, value in state.items()
-            if key.startswith(f"{name}.")
-        }
-        for name in ("infusenet", "projection")
+    save_side_network(folder / "InfuseNetModel", take_part(state, "infusenet", dtype), config)
+    projection = take_part(state, "projection", dtype)
+    write_whole(folder / "image_proj_model.bin", lambda path: torch.save({"image_proj": projection}, path))
+
+
+def take_part(state: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of one network, of the state of the loss that it trains in."""
+    return {
+        key.removeprefix(f"{name}."): value.detach().to("cpu", dtype).contiguous()
+        for key, value in state.items()
+        if key.startswith(f"{name}.")
     }
-    network = folder / "InfuseNetModel"
+
+
+def save_side_network(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
+    """InfuseNet or a ControlNet -> a folder of diffusers' `FluxControlNetModel`."""
     values = {key: value for key, value in config.items() if not key.startswith("_")}
+    text = json.dumps({"_class_name": "FluxControlNetModel"} | values, indent=2) + "\n"
+    write_whole(folder / "config.json", lambda path: path.write_text(text))
     write_whole(
-        network / "config.json",
-        lambda path: path.write_text(
-            json.dumps({"_class_name": "FluxControlNetModel"} | values, indent=2) + "\n"
-        ),
-    )
-    write_whole(
-        network / "diffusion_pytorch_model.safetensors",
-        lambda path: save_file(parts["infusenet"], path, {"format": "pt"}),
-    )
-    write_whole(
-        folder / "image_proj_model.bin", lambda path: torch.save({"image_proj": parts["projection"]}, path)
+        folder / "diffusion_pytorch_model.safetensors",
+        lambda path: save_file(dict(tensors), path, {"format": "pt"}),
     )
 
 

@@ -2,7 +2,8 @@
 
 A shard is one safetensors file of N samples of one picture size, `NAME-WxH-N.safetensors`: `latents` and
 `control` (N, L, 64), the second of the five-point drawing, `embedding` (N, E), and, unless captions are
-encoded during training, `states` (N, T, joint width) and `pooled` (N, P). Its header holds of each sample its
+encoded during training, `states` (N, T, joint width) and `pooled` (N, P). For a ControlNet `control` is of
+the hint, whose kind `dataset.json` names, and there is no embedding. Its header holds of each sample its
 name, its caption and all its scores. `black-WxH.safetensors` holds the black control picture's latents of
 each size, and `dataset.json` what was encoded with what.
 """
@@ -104,8 +105,8 @@ class Shards:
         """Raises `MissingFile` where a folder has no shard, `InvalidRequest` where they do not go
         together."""
         self.datasets = [read_dataset(folder) for folder in folders]
-        for key in ("base", "faces", "embedding_size", "text_tokens"):
-            if len({json.dumps(dataset[key]) for dataset in self.datasets}) > 1:
+        for key in ("base", "faces", "embedding_size", "text_tokens", "hint"):
+            if len({json.dumps(dataset.get(key)) for dataset in self.datasets}) > 1:
                 raise InvalidRequest(
                     f"The folders of data differ in their {key}. Train on folders that were made alike."
                 )
@@ -157,7 +158,7 @@ class Shards:
             if not points:
                 tensors["control"][-1] = self._black[self.sizes[i]]
         stacked = {name: torch.stack(values) for name, values in tensors.items()}
-        return Batch(*self.sizes[i], **{"states": None, "pooled": None} | stacked)
+        return Batch(*self.sizes[i], **dict.fromkeys(("embedding", "states", "pooled")) | stacked)
 
 
 class Order:

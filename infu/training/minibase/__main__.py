@@ -25,6 +25,7 @@ from infu.training.minibase import autoencoder, data, diffusion, identities
 from infu.training.minibase import table as tables
 from infu.training.minibase.export import export as export_base
 from infu.training.minibase.faces import export_appearance, find_family
+from infu.training.minibase.hints import write_hints
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import make_base
 from infu.training.minibase.runs import LOG, Run, load_average
@@ -130,6 +131,17 @@ def faces(run: Folder, pictures: Pictures) -> None:
     shards, recogniser = read_shards(pictures), load_recogniser(None)
     export_appearance(readers.load_reader(run, "head"), find_family(recogniser, shards), run / APPEARANCE)
     identities.embed_all(load_recogniser(run / APPEARANCE), shards, run / EMBEDDINGS)
+
+
+@app.command()
+def hints(
+    run: Folder,
+    pictures: Pictures,
+    base: Annotated[Path, typer.Option(help="what `export` wrote")],
+    out: Annotated[Path, typer.Option()],
+) -> None:
+    """A canny ControlNet's samples for `python -m infu train`."""
+    write_hints(run, load_backend("pytorch", base, dtype="float32"), read_shards(pictures), out)
 
 
 @app.command()
