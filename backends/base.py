@@ -53,6 +53,8 @@ class Backend(ABC):
     files: ModelFiles
     device: str  # "cuda", "cpu", "gpu"
     dtype: str  # "float32", "bfloat16", "float16"
+    bits: int | None  # of quantised weights
+    offload: str | None  # None, "model", "sequential"
     model_name: str  # what a user calls it; no path
     model_version: str | None  # "aes_stage2", "sim_stage1"; None: plain FLUX, no identity
     model_versions: tuple[str, ...]  # the versions whose files are here

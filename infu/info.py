@@ -2,15 +2,18 @@
 
 import importlib.util
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from infu.errors import InfuError
 from infu.mac import mac_needed
-from infu.memory import fits, memory_needed, read_machine
+from infu.memory import Beside, fits, memory_needed, read_machine
 from infu.models import BASE, INFINITE_YOU, ModelFiles, locate, name_model
+from infu.plugin_sizes import list_known
 
 BACKENDS = {"pytorch": "torch", "mlx": "mlx"}  # the package that each needs
 DTYPES = ("bfloat16", "float32")
+SIZE = (864, 1152)  # of the picture that memory is told for
 RELEASED = {"base_model_path": BASE, "model_dir": INFINITE_YOU}
 
 
@@ -26,6 +29,7 @@ def describe_installation(model_version: str, **paths: Any) -> dict[str, Any]:
         "models": [description for _, description in found],
         "memory_of": files.name if files else name_model(*RELEASED.values()),
         "memory": list_memory(files, machine),
+        "plugins": list_plugins(),
     }
 
 
@@ -68,12 +72,19 @@ def list_memory(files: ModelFiles | None, machine: dict[str, Any]) -> list[dict[
 
 
 def needed_here(
-    files: ModelFiles | None, machine: dict[str, Any], dtype: str, quantize: int | None, offload: str | None
+    files: ModelFiles | None,
+    machine: dict[str, Any],
+    dtype: str,
+    quantize: int | None,
+    offload: str | None,
+    size: tuple[int, int] = SIZE,
+    beside: Sequence[Beside] = (),
 ) -> dict[str, Any]:
     """`memory_needed` by the backend that `auto` takes on this machine."""
-    needed = memory_needed(files, dtype, quantize, offload)
+    asked = (files, dtype, quantize, offload, *size, beside)
+    needed = memory_needed(*asked)
     if machine["device"] == "Apple GPU":
-        needed["shared"] = mac_needed(files, dtype, quantize, offload)
+        needed["shared"] = mac_needed(*asked)
     return needed
 
 
@@ -83,6 +94,19 @@ def is_offered(quantize: int | None, offload: str | None, machine: dict[str, Any
         return True
     on_cpu = machine["device_memory"] is None  # there layers come from their files as they are: not quantised
     return quantize in (None, 8, 4) and not (on_cpu and quantize and offload == "sequential")
+
+
+def list_plugins() -> list[dict[str, Any]]:
+    """The published plug-ins of FLUX.1-dev whose sizes are known, and the bytes that each takes beside the
+    model in bfloat16."""
+    return [
+        {
+            "name": one.name,
+            "memory": one.weights("bfloat16", None) + one.working,
+            "here": is_here,
+        }
+        for one, is_here in list_known(*SIZE)
+    ]
 
 
 # As text.
@@ -101,7 +125,12 @@ def draw_report(values: dict[str, Any]) -> str:
         lines.append(f"  {model['name']}: {f'here ({versions})' if model['here'] else 'not here'}")
         lines += [f"    {sentence}" for sentence in model["missing"]]
     lines += [f"Memory that {values['memory_of']} needs for a picture of 864 x 1152, computed from sizes:"]
-    return "\n".join(lines + draw_table(values["memory"], machine["device_memory"] is not None))
+    lines += draw_table(values["memory"], machine["device_memory"] is not None)
+    lines += ["Memory that a plug-in takes beside FLUX.1-dev, in bfloat16 and all kept:"]
+    for plugin in values["plugins"]:
+        here = "here" if plugin["here"] else "not here"
+        lines.append(f"  {plugin['name']:<22}{gigabytes(plugin['memory']):<12}{here}")
+    return "\n".join(lines)
 
 
 def draw_table(rows: list[dict[str, Any]], on_card: bool) -> list[str]:

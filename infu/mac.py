@@ -3,11 +3,22 @@ sizes, as in `memory.py`, not measured. `python -m infu.mac` prints the tables o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from infu.errors import ModelError
-from infu.memory import LARGE, MAC_SHARE, RELEASED, Network, read_networks, weight_bytes, working_bytes
+from infu.memory import (
+    LARGE,
+    MAC_SHARE,
+    RELEASED,
+    Beside,
+    Network,
+    network_bytes,
+    read_networks,
+    weight_bytes,
+    working_bytes,
+)
 from infu.models import ModelFiles
 from infu.weights.checkpoint import open_part
 
@@ -25,8 +36,10 @@ def mac_needed(
     offload: str | None = None,
     width: int = 864,
     height: int = 1152,
+    beside: Sequence[Beside] = (),
 ) -> int:
-    """Bytes in memory at the fullest moment of making a picture. `files` None: FLUX.1-dev with InfiniteYou.
+    """Bytes in memory at the fullest moment of making a picture. `files` None: FLUX.1-dev with InfiniteYou;
+    `beside`: the plug-ins.
 
     "model" leaves T5's layers and all modulations in their files, "sequential" every layer inside a block.
     """
@@ -39,6 +52,11 @@ def mac_needed(
             numbers = network.packed if everything else count_modulations(files, name, network)
             in_files += weight_bytes(name, network, dtype, quantize, numbers)
             block = max(block, weight_bytes(name, network, dtype, quantize, network.block))
+    for one in beside:
+        weights += one.weights(dtype, quantize) + one.working
+        if one.network is not None and offload == "sequential":
+            in_files += weight_bytes("infusenet", one.network, dtype, quantize, one.network.packed)
+            block = max(block, network_bytes(one.network, dtype, quantize, block=True))
     vae = replace(
         networks["vae"], width=networks["vae"].width // 2
     )  # decoded in bands: half the arrays at once

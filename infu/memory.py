@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GROUP = 64  # quantised weights that share a 16-bit scale and a 16-bit offset
 LARGE = ("transformer", "infusenet", "text_encoder_2")  # these are quantised, and offloaded by layer
 STAGES = (("text_encoder", "text_encoder_2"), ("transformer", "infusenet", "projection"), ("vae",))
+DENOISING = 1  # of these stages: where plug-ins are
 TEXT_TOKENS = 512
 RESIDUALS = 14  # of InfuseNet, kept while the base runs
 ACTIVATIONS = (
@@ -51,6 +52,23 @@ class Network:
     compressed: tuple[int, int] = (0, 0)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a plug-in takes beside the model (infu/room.py measures it). `network`: one that is quantised, and
+    offloaded, as InfuseNet is; and in bytes, `kept`: what stays on the device whatever is offloaded; `host`:
+    what is in main memory; `working`: what a step holds besides."""
+
+    name: str
+    network: Network | None = None
+    kept: int = 0
+    host: int = 0
+    working: int = 0
+
+    def weights(self, dtype: str, quantize: int | None) -> int:
+        """Bytes of all that stays between two steps."""
+        return network_bytes(self.network, dtype, quantize) + self.kept + self.host
+
+
 RELEASED = {  # FLUX.1-dev and InfiniteYou, counted from the names and shapes of the released checkpoints
     "transformer": Network(11_901_408_320, 11_834_228_736, 339_831_296, 3072),
     "infusenet": Network(2_952_654_336, 2_906_652_672, 339_831_296, 3072),
@@ -68,8 +86,10 @@ def memory_needed(
     offload: str | None = None,
     width: int = 864,
     height: int = 1152,
+    beside: Sequence[Beside] = (),
 ) -> dict[str, Any]:
-    """Bytes needed to make a picture of width x height. `files` None: FLUX.1-dev with InfiniteYou.
+    """Bytes needed to make a picture of width x height. `files` None: FLUX.1-dev with InfiniteYou; `beside`:
+    the plug-ins.
 
     `parts`: the weights of each network; `weights`: their sum; `working`: what a run needs besides, about;
     `device`: the memory of a graphics card; `main`: main memory beside such a card; `shared`: main memory
@@ -77,21 +97,32 @@ def memory_needed(
     """
     networks = RELEASED if files is None else read_networks(files)
     parts = {name: weight_bytes(name, network, dtype, quantize) for name, network in networks.items()}
-    working = working_bytes(networks, dtype, width, height)
-    everything = sum(parts.values())
-    stage = max(sum(parts.get(name, 0) for name in names) for names in STAGES)
+    working = working_bytes(networks, dtype, width, height) + sum(one.working for one in beside)
+    added = [network_bytes(one.network, dtype, quantize) for one in beside]
+    kept, host = (sum(getattr(one, kind) for one in beside) for kind in ("kept", "host"))
+    everything = sum(parts.values()) + sum(added)
+    stages = [sum(parts.get(name, 0) for name in names) for names in STAGES]
+    stages[DENOISING] += sum(added)
     block = max(
         weight_bytes(name, network, dtype, quantize, network.block) for name, network in networks.items()
     )
-    resident = {None: everything, "model": stage, "sequential": block}[offload]
+    blocks = [network_bytes(one.network, dtype, quantize, block=True) for one in beside]
+    resident = {None: everything, "model": max(stages), "sequential": max(block, *blocks, 0)}[offload] + kept
     return {
         "parts": parts,
-        "weights": everything,
+        "weights": everything + kept + host,
         "working": working,
         "device": resident + working,
-        "main": everything if offload else max(parts.values()),
-        "shared": resident + working,
+        "main": (everything if offload else max(*parts.values(), *added)) + host,
+        "shared": resident + working + host,
     }
+
+
+def network_bytes(network: Network | None, dtype: str, quantize: int | None, block: bool = False) -> int:
+    """Bytes of a plug-in's network, or of its largest block."""
+    if network is None:
+        return 0
+    return weight_bytes("infusenet", network, dtype, quantize, network.block if block else None)
 
 
 def weight_bytes(
@@ -128,6 +159,7 @@ def read_networks(files: ModelFiles) -> dict[str, Network]:
 
 @functools.lru_cache(maxsize=32)
 def read_network(name: str, path: Path) -> Network:
+    """One of `RELEASED`."""
     if name == "projection":  # a torch file, float32
         return Network(path.stat().st_size // 4, 0, path.stat().st_size // 4, RELEASED[name].width)
     try:
@@ -145,7 +177,7 @@ def measure(weights: Checkpoint, name: str) -> Network:
         blocks[block[1] if block else key] += count
     return Network(
         total=sum(numbers.values()),
-        packed=sum(numbers[key] for key in matrices) if name in LARGE else 0,
+        packed=sum(numbers[key] for key in matrices) if name in (*LARGE, "controlnet") else 0,
         block=max(blocks.values()),
         stored=weights.nbytes if any(key.endswith(".scales") for key in weights) else None,
         compressed=(
@@ -209,3 +241,14 @@ def fits(needed: Mapping[str, Any], machine: Mapping[str, Any]) -> bool:
     if machine["device_memory"] is None:
         return needed["shared"] <= machine["usable"]
     return needed["device"] <= machine["device_memory"] and needed["main"] <= machine["usable"]
+
+
+def shortage(needed: Mapping[str, Any], machine: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The bytes that are needed, and those that are there, of the memory that is too small; None where all
+    `fits`."""
+    if fits(needed, machine):
+        return None
+    card = machine["device_memory"]
+    if card is None:
+        return needed["shared"], machine["usable"]
+    return (needed["device"], card) if needed["device"] > card else (needed["main"], machine["usable"])

@@ -28,13 +28,12 @@ from infu.pose import place_pose
 from infu.preview import draw_preview
 from infu.regions import read_mask, to_latent_grid
 from infu.request import GenerationRequest
+from infu.room import check_room, people_at_once
 from infu.weights.changes import ControlPicture
 from infu.weights.lora import LoraFile
 
 if TYPE_CHECKING:
     from backends.base import Backend
-
-TOKENS_AT_ONCE = 8192  # of several people in one pass of InfuseNet: a gigabyte of activations at full size
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +133,7 @@ def stream(
     """
     noise = check_noise(request, noise)
     request, advice = settle(request, backend)
+    check_room(request, backend)
     read = read_photographs(request, backend)  # no face: an error, before any network runs
     with backend.lock, backend.plugged(request.loras) as loras:
         controls = encode_controls(request, backend, loras)
@@ -182,7 +182,7 @@ def make_constants(request, backend, text, negative, controls) -> Constants:
         opposite = backend.make_base_constants(*size, negative, *steered)
     if any(map(request.infuses, range(request.num_steps))):
         people = infused_people(request, backend)
-        at_once = max(1, TOKENS_AT_ONCE // (width // 16 * (height // 16)))
+        at_once = people_at_once(width, height)
         for start in range(0, len(people), at_once):
             some = people[start : start + at_once]
             side = backend.make_infuse_constants(*size, some, text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from backends import load_backend
 from infu.errors import InvalidRequest, NotEnoughMemory
 from infu.info import RELEASED, gigabytes, needed_here
-from infu.memory import fits, read_machine
+from infu.memory import fits, read_machine, shortage
 from infu.models import ModelFiles, locate
 from infu.options import PATHS
 
@@ -71,11 +71,8 @@ def check_fits(
     Raises `NotEnoughMemory`."""
     needed = needed_here(files, machine, dtype, options.get("quantize"), options.get("offload"))
     needed |= {kind: needed[kind] + beside for kind in MEMORY}
-    if not fits(needed, machine):
-        card = machine["device_memory"]
-        wanted, there = (needed["shared"], machine["usable"]) if card is None else (needed["device"], card)
-        if card is not None and wanted <= card:
-            wanted, there = needed["main"], machine["usable"]
+    if (short := shortage(needed, machine)) is not None:
+        wanted, there = short
         how = "With this beside it" if beside else "Loaded like this"
         raise NotEnoughMemory(
             f"{how} the model needs {gigabytes(wanted)} of memory; this machine has "

@@ -6,7 +6,7 @@ from golden import FOLDERS, read_golden
 from plugin_cases import PLUGINS, read_case
 
 from backends import load_backend
-from infu import ControlNet, GenerationRequest, Person, generate, pipeline
+from infu import ControlNet, GenerationRequest, Person, generate, room
 from infu.errors import InvalidRequest, UnknownName
 
 
@@ -38,7 +38,7 @@ def test_latents_are_the_released_nodes(backend, way):
 
 def test_one_by_one_they_are_as_together(backend, monkeypatch):
     request, golden = read_case("two_people")
-    monkeypatch.setattr(pipeline, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(room, "TOKENS_AT_ONCE", 1)
     result = generate(request, backend, noise=golden["noise"])
     np.testing.assert_allclose(result.latents, golden["latents"], rtol=0, atol=1e-4)
 
