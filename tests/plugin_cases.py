@@ -1,6 +1,7 @@
 """The golden cases of plug-ins: what was asked, and the latents that the released code made of it."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ from infu import ControlNet, GenerationRequest, Person
 
 PLUGINS = GOLDEN / "plugins"
 NETWORKS = {"union": "union", "pro2": "pro2", "xlabs": "xlabs_controlnet.safetensors"}
+RELEASED_OMINICONTROL = re.compile(  # the modules that its published adapters change
+    r"x_embedder|transformer_blocks\.\d+\.(norm1\.linear|attn\.(to_[qkv]|to_out\.0)|ff\.net\.2)"
+    r"|single_transformer_blocks\.\d+\.(norm\.linear|proj_mlp|proj_out|attn\.to_[qkv])"
+)
 
 
 def read_case(name: str) -> tuple[GenerationRequest, dict[str, np.ndarray]]:

@@ -2,13 +2,13 @@
 
 import functools
 import json
-import re
 
 import ml_dtypes
 import numpy as np
 import pytest
 from golden import FOLDERS, GOLDEN, read_golden
 from PIL import Image
+from plugin_cases import RELEASED_OMINICONTROL
 from safetensors.numpy import save_file
 
 from backends import load_backend
@@ -196,12 +196,6 @@ def test_a_foreign_file_is_refused_by_name(loaded, path, sentence: str):
         generate(ask({"conds": []}, plugins=[plugin]), loaded("pytorch"))
 
 
-RELEASED = re.compile(
-    r"x_embedder|transformer_blocks\.\d+\.(norm1\.linear|attn\.(to_[qkv]|to_out\.0)|ff\.net\.2)"
-    r"|single_transformer_blocks\.\d+\.(norm\.linear|proj_mlp|proj_out|attn\.to_[qkv])"
-)
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -262,7 +256,7 @@ def test_the_released_adapters_fit_flux_at_full_size(tmp_path):
         if name.endswith(".weight")
     }
     state = {}
-    for module in filter(RELEASED.fullmatch, shapes):
+    for module in filter(RELEASED_OMINICONTROL.fullmatch, shapes):
         outputs, inputs = shapes[module]
         state[f"transformer.{module}.lora_A.weight"] = np.ones((1, inputs), ml_dtypes.bfloat16)
         state[f"transformer.{module}.lora_B.weight"] = np.ones((outputs, 1), ml_dtypes.bfloat16)
