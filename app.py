@@ -29,7 +29,7 @@ from page.likeness import draw_likeness, wire_likeness
 from page.loras import draw_loras, wire_loras
 from page.model import draw_model, wire_model
 from page.person import draw_person, wire_person
-from page.pictures import KINDS, draw_fold, list_controls, wire_fold
+from page.plugins import draw_plugins, list_plugin_controls, list_restored, wire_plugins
 from page.pose import draw_pose, wire_pose
 from page.settings import draw_settings, wire_settings
 from page.size import draw_size, wire_size
@@ -58,7 +58,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Accordion(label("examples"), open=False, elem_id="examples") as examples:
             cards = draw_examples()
         posing = draw_pose()
-        pictures = {part: draw_fold(studio, part) for part in KINDS}
+        plugins = draw_plugins(studio)
         with gr.Accordion("LoRA", open=False, elem_id="lora"):
             loras = draw_loras()
         if not studio.public:  # what one visitor loads, all others would have to take
@@ -84,10 +84,8 @@ def build_page(studio: Studio) -> gr.Blocks:
             "num_images": num_images,
             "bare": bare,
         }
-        restored = [prompt, *settings.values(), posing.widget]
-        for part, fold in pictures.items():
-            controls |= list_controls(part, fold)
-            restored += [fold.scale, fold.weights.which]
+        controls |= list_plugin_controls(plugins)
+        restored = [prompt, *settings.values(), posing.widget, *list_restored(plugins)]
         running = wire_answer(studio, controls, buttons, answer)
         wire_person(studio, person)
         wire_pose(blocks, studio, posing, settings)
@@ -96,7 +94,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         wire_wishes(prompt, style, final)
         wire_examples(studio, examples, cards, prompt, style)
         wire_size(studio, size, person.photo, [settings["width"], settings["height"]])
-        judged = [wire_fold(studio, part, fold) for part, fold in pictures.items()]
+        judged = wire_plugins(studio, plugins, settings)
         take_apart(wire_settings(source, restored), prompt, style)
         used, again = wire_history(answer.history, answer.picture, restored)
         take_apart(used, prompt, style)

@@ -1,53 +1,50 @@
-"""Whether a plug-in's weights can run on the model that is loaded, found out before a run: whether they are
-here, are what they are given as, and were made for this model.
-
-Each `check_` takes the backend and a plug-in's `path`, and returns about how many bytes the plug-in keeps in
-memory while it runs. They raise `InfuError`.
-"""
+"""Whether a plug-in can run on the model that is loaded, found out before a run: whether its weights are
+here, are what they are given as, were made for this model, and have room beside it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infu.memory import BYTES
-from infu.models import find_image_encoder, find_ip_adapter, find_lora_file
+from infu.controlnet import check_widths
+from infu.errors import InvalidRequest
+from infu.hints import check_hint
+from infu.models import find_controlnet, find_image_encoder, find_ip_adapter
+from infu.pipeline import NO_FACES
+from infu.plugins import ControlNet, IPAdapter, OminiControl, Person, Plugin
+from infu.request import GenerationRequest
+from infu.room import check_room
+from infu.weights.controlnet import read_controlnet
 from infu.weights.ip_adapter import read_adapter
-from infu.weights.lora import TRANSFORMER, Shapes
+from infu.weights.lora import TRANSFORMER
 from infu.weights.names import block_numbers
 from infu.weights.ominicontrol import read_adapter as read_ominicontrol
-from infu.weights.vision import read_vision
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from backends.base import Backend
 
 
-def check_ip_adapter(backend: Backend, source: str | Path, image_encoder: str | Path | None = None) -> int:
-    """An adapter never stands in memory itself; what looks at the picture does."""
-    path = find_ip_adapter(source)
+def check_plugin(plugin: Plugin, backend: Backend, request: GenerationRequest) -> None:
+    """Raise `InfuError` where it cannot, in a picture of this request's size. Its pictures are not looked
+    at."""
+    match plugin:
+        case IPAdapter():
+            check_ip_adapter(plugin, backend)
+        case OminiControl():
+            read_ominicontrol(backend.read_lora(plugin.path))
+        case ControlNet():
+            file = read_controlnet(find_controlnet(plugin.path))
+            check_widths(file, backend.module_shapes[TRANSFORMER])
+            file.find_mode(plugin.mode or plugin.hint)
+            check_hint(plugin.hint)
+        case Person() if backend.model_version is None:
+            raise InvalidRequest(NO_FACES)
+    check_room(request.replace(plugins=[plugin]), backend)
+
+
+def check_ip_adapter(plugin: IPAdapter, backend: Backend) -> None:
+    path = find_ip_adapter(plugin.path)
     file = backend.network("ip_adapter", path, lambda: read_adapter(path))
     base = backend.module_shapes[TRANSFORMER]
-    file.check_base(*count_blocks(base), base["x_embedder"][0])
-    encoder = read_vision(find_image_encoder(image_encoder, file.instantx))
-    return in_memory(encoder.tensors.values(), backend)
-
-
-def check_ominicontrol(backend: Backend, source: str | Path) -> int:
-    read_ominicontrol(backend.read_lora(source))
-    return find_lora_file(source).stat().st_size
-
-
-def count_blocks(base: Shapes) -> tuple[int, int]:
-    """The double and the single blocks of the base."""
-    return tuple(
-        len(block_numbers(base, kind)) for kind in ("transformer_blocks", "single_transformer_blocks")
-    )
-
-
-def in_memory(arrays: Iterable[np.ndarray], backend: Backend) -> int:
-    """Bytes of these arrays in the backend's precision."""
-    return sum(math.prod(array.shape) for array in arrays) * BYTES[backend.dtype]
+    kinds = ("transformer_blocks", "single_transformer_blocks")
+    file.check_base(*(len(block_numbers(base, kind)) for kind in kinds), base["x_embedder"][0])
+    find_image_encoder(plugin.image_encoder, file.instantx)

@@ -55,6 +55,12 @@ def make_hint(
     return find_depth(picture, model) if kind == "depth" else find_poses(picture, model)
 
 
+def check_hint(kind: str | None) -> None:
+    """Raise `ModelError` where what makes a hint of this kind is not here."""
+    for network in {"depth": ("depth",), "pose": ("people", "pose")}.get(kind, ()):
+        find_network(network, None)
+
+
 def read_hint(
     photo: Photo,
     kind: str | None,

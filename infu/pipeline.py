@@ -35,6 +35,11 @@ from infu.weights.lora import LoraFile
 if TYPE_CHECKING:
     from backends.base import Backend
 
+NO_FACES = (
+    "This model was loaded without InfiniteYou's weights and cannot take a face. Load it with model_dir, or "
+    "leave the photo out."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -290,10 +295,7 @@ def read_person(
 ) -> dict[str, Any]:
     """The fields of a person that take the place of the photographs in a picture of `size`."""
     if backend.model_version is None:
-        raise InvalidRequest(
-            "This model was loaded without InfiniteYou's weights and cannot take a face. "
-            "Load it with model_dir, or leave the photo out."
-        )
+        raise InvalidRequest(NO_FACES)
     embedding, keypoints = person.id_embedding, person.control_keypoints
     if embedding is None:
         embedding = backend.faces.embed([read_photo(photo) for photo in person.photos], person.id_faces)

@@ -21,7 +21,7 @@ from infu.checks import (
     shown,
 )
 from infu.errors import InvalidRequest, UnknownName
-from infu.regions import REGIONS
+from infu.regions import REGIONS, is_box
 
 HINTS = ("canny", "depth", "pose")  # that can be made of a photograph
 MAX_DELTA = 4096  # tokens of 16 pixels that an object's picture may be moved by
@@ -252,9 +252,10 @@ def find_delta(name: str) -> tuple[int, int]:
 @dataclass(frozen=True)
 class Person:
     """One more person in the picture: a face as the request's own, and where it may be. `mask`: 1 where this
-    person's InfuseNet works, 0 where it does not: a name of `regions.REGIONS` ("left", "right_third", …),
-    numbers 0 to 1 (H, W) of any size, or a picture whose brightness counts. InfuseNet runs once for each
-    person, in the request's window; masks may overlap and need not fill the picture.
+    person's InfuseNet works, 0 where it does not: a name of `regions.REGIONS` ("left", "right_third", …), a
+    box (left, top, right, bottom) in shares of the picture, numbers 0 to 1 (H, W) of any size, or a picture
+    whose brightness counts. InfuseNet runs once for each person, in the request's window; masks may overlap
+    and need not fill the picture.
 
     Raises `InvalidRequest` for values out of range, without a mask or a face.
     """
@@ -286,7 +287,8 @@ class Person:
         return self.scale != 0
 
     def settings(self) -> dict[str, Any]:
-        region = self.mask if isinstance(self.mask, str) and self.mask in REGIONS else None
+        named = isinstance(self.mask, str) and self.mask in REGIONS
+        region = self.mask if named else [*self.mask] if is_box(self.mask) else None
         return {"person": True, "scale": self.scale, "pose": self.pose, "region": region}
 
 

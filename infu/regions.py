@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from infu.checks import check_number
 from infu.errors import InvalidRequest, UnknownName
 from infu.images import read_photo
 
@@ -31,13 +32,16 @@ def split_regions(count: int) -> tuple[str, ...]:
 
 
 def read_mask(mask: Any, width: int, height: int) -> np.ndarray:
-    """A region's name, an array (h, w) of numbers 0 to 1 or of booleans or of whole numbers 0 to 255, or a
-    picture in any form a photograph has, whose brightness counts -> float32 (h, w), 0 to 1.
+    """A region's name, a box (see `check_box`), an array (h, w) of numbers 0 to 1 or of booleans or of whole
+    numbers 0 to 255, or a picture in any form a photograph has, whose brightness counts -> float32 (h, w),
+    0 to 1.
 
-    `width`, `height`: the size that a name's mask gets. Raises `InvalidRequest`, `PhotoError`.
+    `width`, `height`: the size that the mask of a name or a box gets. Raises `InvalidRequest`, `PhotoError`.
     """
     if isinstance(mask, str) and mask in REGIONS:
         return draw_region(mask, width, height)
+    if is_box(mask):
+        return draw_box(check_box(mask), width, height)
     if isinstance(mask, str) and "." not in mask and "/" not in mask:  # no file's name
         raise UnknownName("region", mask, REGIONS)
     if isinstance(mask, list | tuple | np.ndarray):
@@ -62,9 +66,29 @@ def check_mask(mask: Any) -> np.ndarray:
 
 def draw_region(name: str, width: int, height: int) -> np.ndarray:
     """A region of `REGIONS` as a mask of width x height pixels."""
-    start, end = (round(share * width) for share in REGIONS[name])
+    start, end = REGIONS[name]
+    return draw_box((start, 0.0, end, 1.0), width, height)
+
+
+def is_box(mask: Any) -> bool:
+    return isinstance(mask, list | tuple) and len(mask) == 4 and not any(map(np.ndim, mask))
+
+
+def check_box(box: Any) -> tuple[float, ...]:
+    """(left, top, right, bottom) as shares of the picture's width and height. Raises `InvalidRequest`."""
+    if is_box(box):
+        left, top, right, bottom = (check_number("A region's box", side, 0.0, 1.0) for side in box)
+        if left < right and top < bottom:
+            return left, top, right, bottom
+    raise InvalidRequest("A region's box is left, top, right and bottom, each a share of the picture.")
+
+
+def draw_box(box: tuple[float, ...], width: int, height: int) -> np.ndarray:
+    left, top, right, bottom = (
+        round(share * side) for share, side in zip(box, (width, height, width, height), strict=True)
+    )
     mask = np.zeros((height, width), np.float32)
-    mask[:, start:end] = 1
+    mask[top:bottom, left:right] = 1
     return mask
 
 

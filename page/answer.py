@@ -14,7 +14,7 @@ from page.events import ON_DEVICE, QUICK, QUIET, RAW
 from page.history import History, draw_history, make_entry
 from page.loras import ask_loras
 from page.person import ask_person
-from page.pictures import ask_pictures
+from page.plugins import ask_plugins
 from page.pose import ask_pose
 from page.progress import Pace, draw_progress
 from page.settings import SETTINGS
@@ -168,8 +168,10 @@ def make_pictures(
 def ask(studio: Studio, asked: Asked, enough: Callable[[], bool]) -> Iterator[Any]:
     """The values of the page's controls, by name -> the events of the run."""
     settings = {name: asked[name] for name in SETTINGS}
+    plugins, besides = ask_plugins(studio, asked)
     return studio.events(
-        loras=(*ask_loras(asked), *ask_pictures(studio, asked)),
+        loras=(*ask_loras(asked), *plugins),
+        **besides,
         **ask_person(asked),
         **ask_pose(asked),
         prompt=make_prompt(asked["prompt"], asked["style"]),

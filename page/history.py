@@ -12,7 +12,7 @@ import gradio as gr
 
 from infu.pipeline import Result
 from page.events import QUICK, QUIET, RAW
-from page.pictures import KINDS
+from page.plugins import describe_plugin
 from page.settings import give_back, restored
 from page.texts import label, say
 from page.told import told
@@ -138,9 +138,3 @@ def list_facts(metadata: dict[str, Any], visitor: gr.Request | str) -> list[tupl
         if key in known or key not in OPTIONAL
     ]
     return facts + [describe_plugin(plugin, visitor) for plugin in metadata["plugins"]]
-
-
-def describe_plugin(plugin: dict[str, Any], visitor: gr.Request | str) -> tuple[str, str]:
-    part = next((part for part, kind in KINDS.items() if kind.key in plugin), None)
-    title, key = (say(visitor, part), KINDS[part].key) if part else ("LoRA", "lora")
-    return title, f"{plugin[key]} ({plugin['scale']:g})"

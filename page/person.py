@@ -121,15 +121,16 @@ def find_crops(studio: Studio, source: str | bytes) -> list[np.ndarray]:
     return [stack.crop(picture, face) for face in stack.find(picture)[:MOST_SHOWN]]
 
 
-def draw_faces(crops: list[np.ndarray], visitor: gr.Request) -> str:
-    """What is said under the photograph, as HTML: the face, a choice of several, or that there is none."""
+def draw_faces(crops: list[np.ndarray], visitor: gr.Request, group: str = "face") -> str:
+    """What is said under the photograph, as HTML: the face, a choice of several, or that there is none.
+    `group`: the name of the choice in the document."""
     if not crops:
         return draw_words(say(visitor, "no_face"))
     if len(crops) == 1:
         text = say(visitor, "one_face")
         return f"<div class='faces one'>{draw_face(crops[0], text)}<p role='status'>{text}</p></div>"
     choices = "".join(
-        f"<label><input type='radio' name='face' value='{i}'{' checked' if i == 0 else ''}>"
+        f"<label><input type='radio' name='{group}' value='{i}'{' checked' if i == 0 else ''}>"
         f"{draw_face(crop, say(visitor, 'face_number', number=i + 1))}</label>"
         for i, crop in enumerate(crops)
     )

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from infu.checks import check_number
-from infu.fitting import check_ip_adapter, check_ominicontrol
 from infu.models import IP_ADAPTERS, NAMED_LORAS, Published
 from infu.plugins import IPAdapter, OminiControl, Plugin
 from page.events import QUICK, RAW
@@ -14,15 +13,7 @@ from page.person import wire_photo
 from page.studio import Studio
 from page.texts import label
 from page.uploads import read_upload
-from page.weights import (
-    Check,
-    Weights,
-    check_runs,
-    draw_weights,
-    find_beside,
-    find_source,
-    wire_weights,
-)
+from page.weights import BLACK, Weights, check_runs, draw_weights, find_beside, find_source, wire_weights
 
 MOST = 2.0  # strength
 SUBJECTS = {name: own for name, own in NAMED_LORAS.items() if own.files[0].startswith("omini/")}
@@ -36,7 +27,6 @@ class Kind(NamedTuple):
     given: str
     key: str
     known: Mapping[str, Published]
-    check: Check
     make: Callable[[str, Any, float], Plugin]
     scale: float
 
@@ -57,11 +47,10 @@ KINDS = {  # by the fold's name, which its elements and texts begin with
         "style_given",
         "ip_adapter",
         IP_ADAPTERS,
-        lambda backend, source: check_ip_adapter(backend, source, find_beside(source, ENCODER)),
         make_style,
         0.7,
     ),
-    "object_picture": Kind("object_given", "ominicontrol", SUBJECTS, check_ominicontrol, OminiControl, 1.0),
+    "object_picture": Kind("object_given", "ominicontrol", SUBJECTS, OminiControl, 1.0),
 }
 
 
@@ -96,7 +85,10 @@ def wire_fold(studio: Studio, part: str, fold: Fold) -> Callable[[gr.events.Depe
     """Returns what has the verdict given once more after another event."""
     wire_photo(fold.picture)
     wire_strength(fold.picture, fold.scale, KINDS[part].scale)
-    return wire_weights(studio, fold.fold, fold.weights, KINDS[part].known, KINDS[part].check)
+    make = KINDS[part].make
+    return wire_weights(
+        studio, fold.fold, fold.weights, KINDS[part].known, lambda source: make(source, BLACK, 1.0)
+    )
 
 
 def wire_strength(picture: gr.Image, scale: gr.Slider, usual: float) -> None:
@@ -118,23 +110,23 @@ def ask_pictures(studio: Studio, asked: dict[str, Any]) -> tuple[Plugin, ...]:
         image = read_upload(asked[f"{part}_image"])
         if image is not None and asked[f"{part}_scale"]:
             source = find_source(studio, asked[f"{part}_weights"], asked[f"{part}_own"], kind.known)
-            check_runs(studio, kind.check, source)
             made.append(kind.make(source, image, asked[f"{part}_scale"]))
+            check_runs(studio, made[-1])
     return tuple(made)
 
 
-def restore_pictures(plugins: list[dict[str, Any]]) -> tuple[Any, ...]:
-    """The plug-ins in a picture's settings -> strength and weights of each fold: 0 where it was not used. A
-    file is not to be trusted: raises `InvalidRequest`, as for any request."""
-    values: list[Any] = []
-    for kind in KINDS.values():
-        used = next((plugin for plugin in plugins if kind.key in plugin), None)
-        values += restore(used, kind.key, kind.known)
-    return tuple(values)
+def restore_picture(used: dict[str, Any] | None, kind: Kind) -> tuple[Any, Any]:
+    return restore_weights(used, kind.key, kind.known)
 
 
-def restore(used: dict[str, Any] | None, key: str, known: Mapping[str, Published]) -> tuple[Any, Any]:
-    if used is None:
-        return 0.0, gr.skip()
-    named = used[key] in known if isinstance(used[key], str) else False
-    return check_number("scale", used.get("scale"), 0.0, MOST), used[key] if named else gr.skip()
+def restore_weights(
+    used: dict[str, Any] | None, key: str, known: Mapping[str, Published]
+) -> tuple[float, Any]:
+    """A plug-in's settings, None where it was not used -> strength and, where they have a name, weights."""
+    name = used[key] if used else None
+    return restore_scale(used), name if isinstance(name, str) and name in known else gr.skip()
+
+
+def restore_scale(used: dict[str, Any] | None) -> float:
+    """A file is not to be trusted: raises `InvalidRequest`, as for any request."""
+    return 0.0 if used is None else check_number("scale", used.get("scale"), 0.0, MOST)

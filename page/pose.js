@@ -1,6 +1,5 @@
 // The head angle's widget (pose.py): a choice asks the server for its points; points are moved here.
 const NOSE = 2;
-const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 // What is chosen, and the points where they are: the page's own radio buttons and moved points do not follow
 // the HTML when it is the same as before.
@@ -42,25 +41,5 @@ element.addEventListener("change", (event) => choose(event.target.value));
 element.addEventListener("click", (event) => {
   if (event.target.tagName === "BUTTON") choose(props.value.base);
 });
-element.addEventListener("keydown", (event) => {
-  const { point } = event.target.dataset;
-  if (point === undefined || !(event.key in moves)) return;
-  event.preventDefault();
-  const [x, y] = props.value.points[point];
-  const step = props.value.size[0] / (event.shiftKey ? 20 : 100);
-  const [dx, dy] = moves[event.key];
-  move(Number(point), x + dx * step, y + dy * step);
-});
-element.addEventListener("pointerdown", (event) => {
-  if (!event.target.hasAttribute("tabindex") || event.target.tagName !== "circle") return;
-  event.preventDefault();
-  event.target.focus();
-  event.target.setPointerCapture(event.pointerId);
-});
-element.addEventListener("pointermove", (event) => {
-  if (event.target.tagName !== "circle" || !event.target.hasPointerCapture(event.pointerId)) return;
-  const place = new DOMPoint(event.clientX, event.clientY);
-  const { x, y } = place.matrixTransform(event.target.ownerSVGElement.getScreenCTM().inverse());
-  move(Number(event.target.dataset.point), x, y);
-});
+drag(element, (i) => props.value.points[i], move);
 watch("value", follow);

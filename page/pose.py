@@ -28,7 +28,8 @@ from page.uploads import read_upload
 FREE, PHOTO, OWN = "free", "photo", "own"
 POINTS = ("eye_left", "eye_right", "nose", "mouth_left", "mouth_right")
 THUMBNAIL = 60, 80
-SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+HERE = Path(__file__).parent
+SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in ("drag.js", "pose.js"))
 NOTHING = {"choice": FREE, "points": None, "size": None, "base": FREE, "html": ""}
 
 

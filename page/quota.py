@@ -10,10 +10,12 @@ import math
 from collections.abc import Mapping
 
 from infu.memory import RELEASED, TEXT_TOKENS, Network
+from infu.plugins import ControlNet, OminiControl
 from infu.request import GenerationRequest
 
 DIT = (6.457e9, 57 * 3072)  # weights that a token meets, and blocks times width
-INFUSENET = (1.718e9, 14 * 3072)
+INFUSENET = (1.718e9, 14 * 3072)  # and about a ControlNet: the unions have 5 + 10 blocks
+OBJECT_TOKENS = 1024  # of OminiControl's picture, at most
 IDENTITY_TOKENS = 8
 RATE = 90e12  # operations a second of half an RTX PRO 6000 Blackwell, bfloat16, not compiled; estimated
 LARGE = 1.5  # `spaces` multiplies by this what is asked of such a half
@@ -56,7 +58,14 @@ def operations(request: GenerationRequest) -> float:
     for step in range(request.num_steps):
         passes += 1 + (opposed and step >= request.true_cfg_start_step)
         infused += request.infuses(step) * len(request.people)
-    return passes * one_pass(image + text, *DIT) + infused * one_pass(image + IDENTITY_TOKENS, *INFUSENET)
+    beside = [type(plugin) for plugin in request.networks]
+    seen = OBJECT_TOKENS * beside.count(OminiControl)
+    controlled = request.num_steps * beside.count(ControlNet) * one_pass(image + text, *INFUSENET)
+    return (
+        controlled
+        + passes * one_pass(image + text + seen, *DIT)
+        + infused * one_pass(image + IDENTITY_TOKENS, *INFUSENET)
+    )
 
 
 def one_pass(tokens: int, weights: float, breadth: int) -> float:

@@ -11,7 +11,7 @@ from infu.metadata import read_picture
 from infu.models import OPTIONAL_LORAS, VERSIONS
 from infu.request import MAX_SEED, MAX_SIZE, MIN_SIZE, GenerationRequest
 from page.events import QUIET, RAW
-from page.pictures import KINDS, restore_pictures
+from page.plugins import list_plugins, name_lost, restore_plugins
 from page.pose import restore_pose
 from page.texts import label, say
 from page.told import told
@@ -117,11 +117,7 @@ def restore(file: dict | None, visitor: gr.Request) -> Iterator[tuple[Any, ...]]
 def give_back(settings: dict[str, Any], visitor: gr.Request) -> tuple[Any, ...]:
     """The settings inside a picture -> values for the prompt, the settings, the pose and the plug-ins. A file
     is not to be trusted: raises `InvalidRequest`, as for any request."""
-    return (
-        *control_values(settings),
-        restore_pose(settings, visitor),
-        *restore_pictures(list_plugins(settings)),
-    )
+    return *control_values(settings), restore_pose(settings, visitor), *restore_plugins(settings, visitor)
 
 
 def control_values(settings: dict[str, Any]) -> tuple[Any, ...]:
@@ -145,15 +141,9 @@ def restored(settings: dict[str, Any], visitor: gr.Request | str) -> str:
     lost += [say(visitor, "lost_seed")] if settings.get("seed") == 0 else []
     files = [file for file in list_loras(settings) if file not in OPTIONAL_LORAS.values()]
     lost += [f"LoRA {file}" for file in files]
-    plugins = list_plugins(settings)
-    lost += [say(visitor, part) for part, kind in KINDS.items() if any(kind.key in p for p in plugins)]
+    lost += name_lost(settings, visitor)
     return say(visitor, "restored", lost=", ".join(lost))
 
 
 def list_loras(settings: dict[str, Any]) -> list[str]:
     return [str(plugin["lora"]) for plugin in list_plugins(settings) if "lora" in plugin]
-
-
-def list_plugins(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    plugins = settings.get("plugins")
-    return [plugin for plugin in plugins if isinstance(plugin, dict)] if isinstance(plugins, list) else []

@@ -7,26 +7,23 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
+import numpy as np
 
 from infu.errors import InfuError, MissingFile, UnknownName
-from infu.memory import read_machine
+from infu.fitting import check_plugin
 from infu.models import Published
+from infu.plugins import Plugin
 from page.events import QUIET, RAW
 from page.studio import Studio
-from page.switch import check_fits
 from page.texts import label, say
 from page.told import told
 from page.uploads import read_file
 
-if TYPE_CHECKING:
-    from backends.base import Backend
-
 OWN = "own"
-# The loaded model and a plug-in's weights -> how many bytes they take beside it (infu/fitting.py).
-Check = Callable[["Backend", str], int]
+BLACK = np.zeros((64, 64, 3), np.uint8)  # stands for a picture that is not given yet
 
 
 class Weights(NamedTuple):
@@ -54,9 +51,14 @@ def draw_verdict(part: str) -> gr.HTML:
 
 
 def wire_weights(
-    studio: Studio, fold: gr.Accordion, weights: Weights, known: Mapping[str, Published], check: Check
+    studio: Studio,
+    fold: gr.Accordion,
+    weights: Weights,
+    known: Mapping[str, Published],
+    make: Callable[[str], Plugin],
 ) -> Callable[[gr.events.Dependency], None]:
-    """Returns what has the verdict given once more after another event."""
+    """`make`: a plug-in of these weights, whatever its picture. Returns what has the verdict given once more
+    after another event."""
     which, own, verdict = weights
 
     @told
@@ -67,7 +69,7 @@ def wire_weights(
             yield shown, ""
             return
         try:
-            check_runs(studio, check, find_source(studio, name, given, known))
+            check_runs(studio, make(find_source(studio, name, given, known)))
             said = say(visitor, "weights_here")
             if name in known:
                 said += f" {say(visitor, 'weights_licence', licence=html.escape(known[name].licence))}"
@@ -94,12 +96,10 @@ def find_source(studio: Studio, name: Any, given: Any, known: Iterable[str]) -> 
     return path
 
 
-def check_runs(studio: Studio, check: Check, source: str) -> None:
-    """Raise `InfuError` for weights that are not here, do not fit the loaded model, or do not fit beside it
-    into memory."""
-    backend = studio.load()
-    beside = check(backend, source)
-    check_fits(backend.files, studio.options, backend.dtype, read_machine(), beside)
+def check_runs(studio: Studio, plugin: Plugin) -> None:
+    """Raise `InfuError` for a plug-in whose weights are not here, do not fit the loaded model, or have no
+    room beside it."""
+    check_plugin(plugin, studio.load(), studio.defaults)
 
 
 def find_beside(source: str, folder: str) -> Path | None:

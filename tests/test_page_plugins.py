@@ -1,6 +1,8 @@
 """The folds of the plug-ins in a real browser, on the golden base with its tiny plug-ins: what each adds to a
 picture, how its settings come back, and that what cannot run says so before it begins."""
 
+import base64
+import io
 import json
 import os
 from pathlib import Path
@@ -17,21 +19,20 @@ from browsing import (
     visited,
 )
 from golden import GOLDEN
-from PIL import Image
+from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Page, expect
 from serving import served
 from skimage.data import coffee
 from tiny import fill_hub, make_model
 
 from backends import load_backend
-from infu import GenerationRequest, IPAdapter, OminiControl, generate
-from infu.errors import NotEnoughMemory
-from infu.memory import RELEASED
+from infu import ControlNet, GenerationRequest, IPAdapter, OminiControl, Person, generate
+from infu.hints import make_hint
 from infu.metadata import read_picture
-from page.switch import check_fits
 
 SMALL = {"width": 96, "height": 128, "num_steps": 2, "seed": 5}
 STYLE, CLIP = GOLDEN / "plugins/ip_adapter.safetensors", GOLDEN / "plugins/image_encoder"
+XLABS = GOLDEN / "plugins/xlabs_controlnet.safetensors"
 SUBJECT = GOLDEN / "ominicontrol/subject.safetensors"
 
 
@@ -152,6 +153,69 @@ def test_a_style_and_an_object_are_what_the_library_makes_of_them_and_their_sett
         assert (pixels(tmp_path / "back.png") == pixels(tmp_path / "both.png")).all()
 
 
+def test_a_second_person_and_edges_are_what_the_library_makes_of_them(
+    browser: Browser, server, backend, photo: Path, cup: Path, tmp_path: Path
+):
+    mirrored = tmp_path / "mirrored.png"
+    ImageOps.mirror(Image.open(photo)).save(mirrored)
+    with visited(browser, server, mini=False) as page:
+        prepare(page, photo)
+        open_part(page, "another_person", "")
+        give(page, "another_person", mirrored)
+        expect(page.locator("#another_faces")).to_contain_text("This face will be used.", timeout=PATIENCE)
+        page.get_by_label("Left third").check()
+        expect(page.locator("#place_frame rect")).to_have_attribute("width", "32.0", timeout=PATIENCE)
+        open_part(page, "hint_picture", "download --controlnet union-pro-2")
+        page.get_by_label("Depth", exact=True).check()
+        expect(page.locator("#hint_made")).to_contain_text("infu download --hint depth", timeout=PATIENCE)
+        choose(page, "hint_picture", "xlabs-canny", "Ready to run.")
+        expect(page.get_by_label("Edges")).to_be_checked(timeout=PATIENCE)  # what this ControlNet is for
+        give(page, "hint_picture", cup)
+        made = page.locator("#hint_made img")
+        expect(made).to_be_visible(timeout=PATIENCE)
+        shown = base64.b64decode(made.get_attribute("src").partition(",")[2])
+        assert (np.asarray(Image.open(io.BytesIO(shown))) == make_hint("canny", cup, 96, 128)).all()
+        third = make(page, tmp_path / "third.png")
+        followed = ControlNet(XLABS, cup, 0.7, hint="canny")
+        expected = ask(
+            backend, third, photo, Person("left_third", mirrored), followed, id_mask=rest([0, 0, 1 / 3, 1])
+        )
+        assert np.abs(pixels(tmp_path / "third.png") - expected).max() <= 1
+
+        page.get_by_label("Drawn by hand").check()
+        corner = page.get_by_label("Corner at the bottom right")
+        corner.focus()
+        corner.press("ArrowUp")
+        corner.press("Shift+ArrowUp")
+        drawn = make(page, tmp_path / "drawn.png")
+        person, edges = drawn["plugins"]
+        left, top, right, bottom = person["region"]
+        assert (left, top, right) == (0.5, 0.1, 0.95) and bottom == pytest.approx(
+            0.95 - 0.06 * 96 / 128, abs=2e-3
+        )
+        assert (edges["controlnet"], edges["hint"], edges["scale"]) == ("xlabs-canny", "canny", 0.7)
+        another = Person(person["region"], mirrored)
+        expected = ask(backend, drawn, photo, another, followed, id_mask=rest(person["region"]))
+        assert np.abs(pixels(tmp_path / "drawn.png") - expected).max() <= 1
+        expect(page.locator("#history dl")).to_contain_text("xlabs-canny, canny (0.7)")
+
+        page.locator("#history [role=option]").nth(1).click()
+        page.locator("#use").click()
+        expect(page.get_by_label("Left third")).to_be_checked(timeout=PATIENCE)
+        assert make(page, tmp_path / "again.png")["plugins"] == third["plugins"]
+        assert (pixels(tmp_path / "again.png") == pixels(tmp_path / "third.png")).all()
+
+
+def rest(box: list[float]) -> np.ndarray:
+    """All of a small picture but the box."""
+    mask = np.ones((SMALL["height"], SMALL["width"]), np.float32)
+    left, top, right, bottom = (
+        round(share * side) for share, side in zip(box, (96, 128, 96, 128), strict=True)
+    )
+    mask[top:bottom, left:right] = 0
+    return mask
+
+
 def test_what_cannot_run_says_so_in_its_fold_and_no_run_begins(
     browser: Browser, server, photo: Path, cup: Path, tmp_path: Path
 ):
@@ -176,7 +240,7 @@ def test_what_cannot_run_says_so_in_its_fold_and_no_run_begins(
             str(tmp_path / "none.safetensors"): "none.safetensors",
             str(SUBJECT): "subject.safetensors is",
             str(GOLDEN / "instantx_ip_adapter/ip-adapter.bin"): "--ip_adapter instantx",  # lacks its encoder
-            str(vast): "With this beside it the model needs",
+            str(vast): "With its plug-ins this request needs",
             str(STYLE): "Ready to run.",
         }.items():
             own.fill(path)
@@ -194,15 +258,3 @@ def write_hole(path: Path, numbers: int) -> None:
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
     os.truncate(path, 8 + len(header) + size)
-
-
-@pytest.mark.parametrize("card", [None, 48e9])
-def test_a_plug_in_is_counted_beside_the_model(card: float | None):
-    """FLUX.1-dev with InfiniteYou in bfloat16 takes 42.4 GB (README.md)."""
-    machine = {"device": None, "device_memory": card, "memory": 50e9, "usable": 48e9}
-    needed = check_fits(None, {}, "bfloat16", machine)
-    assert 42.3e9 < needed["shared" if card is None else "device"] < 42.5e9
-    union = 2 * RELEASED["infusenet"].total  # as large as InfuseNet: 5.9 GB
-    with pytest.raises(NotEnoughMemory, match="With this beside it the model needs 48.3 GB"):
-        check_fits(None, {}, "bfloat16", machine, union)
-    check_fits(None, {}, "bfloat16", machine | {"usable": 50e9, "device_memory": card and 50e9}, union)

@@ -69,3 +69,16 @@ def test_a_region_that_does_not_exist_is_named():
     with pytest.raises(UnknownName, match="Did you mean 'left'"):
         read_mask("lefft", 64, 64)
     assert set(REGIONS) >= {"left", "right"}
+
+
+def test_a_box_is_the_region_that_it_spans():
+    for name, (start, end) in REGIONS.items():
+        assert (read_mask((start, 0, end, 1), 100, 60) == read_mask(name, 100, 60)).all()
+    mask = read_mask([0.25, 0.5, 0.5, 1.0], 8, 4)
+    assert mask.tolist() == [[0] * 8, [0] * 8, [0, 0, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("box", [(0.5, 0, 0.5, 1), (0, 0, 1, 1.1), (0, 0, "1", 1), (0, 0, float("nan"), 1)])
+def test_a_box_out_of_the_picture_is_refused(box):
+    with pytest.raises(InvalidRequest):
+        read_mask(box, 100, 60)

@@ -20,7 +20,7 @@ from serving import ROOT, Server, served
 from skimage.data import brick
 
 from backends import load_backend
-from infu import GenerationRequest, Lora, generate
+from infu import ControlNet, GenerationRequest, Lora, OminiControl, generate
 from infu.memory import RELEASED, read_networks
 from infu.metadata import read_picture
 from infu.models import BASE, INFINITE_YOU, MINI, locate
@@ -233,6 +233,8 @@ def test_the_duration_follows_steps_size_pictures_and_passes():
     assert plain < seconds(infusenet_guidance_end=0.5) < infused
     opposed = {"negative_prompt": "x", "true_cfg_scale": 2.0}
     assert infused < seconds(**opposed, true_cfg_start_step=15) < seconds(**opposed)
+    edges, cup = ControlNet("union-pro-2", "x.png"), OminiControl("subject_512", "x.png")
+    assert infused < seconds(plugins=[edges]) < seconds(plugins=[edges, cup])
     assert seconds() > 0 and seconds_needed(GenerationRequest("x"), switched=True) > seconds_needed(
         GenerationRequest("x")
     )

@@ -15,6 +15,9 @@ HUB = {  # a hub repository -> where its tiny files are
         name: f"plugins/image_encoder/{name}"
         for name in ("config.json", "preprocessor_config.json", "model.safetensors")
     },
+    "XLabs-AI/flux-controlnet-collections": {
+        "flux-canny-controlnet-v3.safetensors": "plugins/xlabs_controlnet.safetensors"
+    },
     "Yuanshi/OminiControl": {"omini/subject_512.safetensors": "ominicontrol/subject.safetensors"},
 }
 
