@@ -54,9 +54,9 @@ class Network:
 
 @dataclass(frozen=True)
 class Beside:
-    """What a plug-in takes beside the model (infu/room.py measures it). `network`: one that is quantised, and
-    offloaded, as InfuseNet is; and in bytes, `kept`: what stays on the device whatever is offloaded; `host`:
-    what is in main memory; `working`: what a step holds besides."""
+    """What a plug-in takes beside the model (counted by infu/plugin_sizes.py). `network`: one that is
+    quantised, and offloaded, as InfuseNet is; and in bytes, `kept`: what stays on the device whatever is
+    offloaded; `host`: what is in main memory; `working`: what a step holds besides."""
 
     name: str
     network: Network | None = None

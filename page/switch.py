@@ -61,21 +61,14 @@ def put_in_place(studio: "Studio", options: dict[str, Any]) -> None:
 
 
 def check_fits(
-    files: ModelFiles | None,
-    options: dict[str, Any],
-    dtype: str,
-    machine: dict[str, Any],
-    beside: int = 0,
+    files: ModelFiles | None, options: dict[str, Any], dtype: str, machine: dict[str, Any]
 ) -> dict[str, Any]:
-    """The memory that a model needs here (`memory_needed`'s), with a plug-in of so many bytes `beside` it.
-    Raises `NotEnoughMemory`."""
+    """The memory that a model needs here (`memory_needed`'s). Raises `NotEnoughMemory`."""
     needed = needed_here(files, machine, dtype, options.get("quantize"), options.get("offload"))
-    needed |= {kind: needed[kind] + beside for kind in MEMORY}
     if (short := shortage(needed, machine)) is not None:
         wanted, there = short
-        how = "With this beside it" if beside else "Loaded like this"
         raise NotEnoughMemory(
-            f"{how} the model needs {gigabytes(wanted)} of memory; this machine has "
+            f"Loaded like this the model needs {gigabytes(wanted)} of memory; this machine has "
             f"{gigabytes(there)}. Choose fewer bits, or a way that keeps less of it in memory."
         )
     return needed
