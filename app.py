@@ -49,7 +49,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Row(elem_id="work"):
             with gr.Column(min_width=320):
                 person = draw_person()
-                prompt, style, final = draw_wishes()
+                prompt, style, final = draw_wishes(studio.defaults.prompt)
                 num_images, buttons = draw_buttons()
                 likeness = draw_likeness()
                 size = draw_size(defaults.width, defaults.height)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from infu import hub
 from infu.errors import BrokenFile, DownloadError, InvalidRequest, MissingFile, UnknownName
@@ -39,7 +40,7 @@ ARCFACE = "recognition_arcface_ir_se50.pth"
 FACEXLIB_URL = "https://github.com/xinntao/facexlib/releases/download"
 ARCFACE_URL = f"{FACEXLIB_URL}/v0.1.0/{ARCFACE}"
 FLUX_LICENCE = "FLUX.1 [dev] Non-Commercial License"
-DEFAULTS = ("width", "height", "num_steps")  # what a base may name in generation_defaults.json
+DEFAULTS = {"width": int, "height": int, "num_steps": int, "prompt": str}  # of generation_defaults.json
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -562,7 +563,7 @@ def name_model(base: str | Path, model_dir: str | Path | None) -> str:
     return " + ".join(names)
 
 
-def read_defaults(options: dict) -> dict[str, int]:
+def read_defaults(options: dict) -> dict[str, Any]:
     """`read_made_for` of the base that is named in `options`, those of `load_backend`. A hub id is not asked:
     FLUX's are everyone's."""
     base = options.get("base_model_path")
@@ -571,14 +572,15 @@ def read_defaults(options: dict) -> dict[str, int]:
     return read_made_for(Path(base or ""))
 
 
-def read_made_for(base: Path) -> dict[str, int]:
-    """The size and steps that a model was made for, where its base's folder says so
+def read_made_for(base: Path) -> dict[str, Any]:
+    """The size, steps and words that a model was made for, where its base's folder says so
     (`generation_defaults.json`; the mini's does)."""
     path = base / "generation_defaults.json"
     if not path.is_file():
         return {}
     try:
-        return {name: int(value) for name, value in json.loads(path.read_text()).items() if name in DEFAULTS}
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {name: DEFAULTS[name](value) for name, value in values.items() if name in DEFAULTS}
     except (ValueError, TypeError, AttributeError):
         raise BrokenFile(f'{path.name} is damaged. It should read like {{"width": 256}}.') from None
 

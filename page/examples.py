@@ -25,7 +25,8 @@ from page.texts import say
 from page.told import told
 from page.wishes import PLAIN
 
-EXAMPLES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+# Of FLUX, and of the mini model, which knows the words of its own world only: key -> sentence.
+EXAMPLES: dict[str, dict[str, str]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 FACE = Path(__file__).parents[1] / "examples" / "astronaut.jpg"
 SEED, WIDTH = 7, 240  # of the pictures; pixels of what is shown of them
 PATIENCE = 0.5  # seconds between two looks at whether the device is free
@@ -47,13 +48,15 @@ def wire_examples(
     @told
     def make(visitor: gr.Request) -> Iterator[Any]:
         """The cards; then each again that has its picture."""
-        yield draw_cards({}, visitor)  # before the model is loaded
+        examples = examples_of(studio)
+        yield draw_cards(examples, {}, visitor)  # before the model is loaded
         folder = find_folder(studio)
-        pictures = read_pictures(folder)
-        yield draw_cards(pictures, visitor)
+        examples = examples_of(studio)
+        pictures = read_pictures(folder, examples)
+        yield draw_cards(examples, pictures, visitor)
         if on_zero():  # a GPU there is taken off the visitor's own time
             return
-        for name in EXAMPLES:
+        for name in examples:
             if name in pictures:
                 continue
             for picture in make_picture(studio, name):
@@ -62,13 +65,17 @@ def wire_examples(
                 else:
                     pictures[name] = picture
                     keep(folder / f"{name}.jpg", picture)
-                    yield draw_cards(pictures, visitor)
+                    yield draw_cards(examples, pictures, visitor)
 
     def take(event: gr.EventData) -> tuple[Any, Any]:
-        return EXAMPLES[event.name], PLAIN
+        return examples_of(studio)[event.name], PLAIN
 
     opened.expand(make, None, cards, concurrency_id="examples", concurrency_limit=1, **QUIET)
     cards.take_example(take, None, [prompt, style], **QUICK)
+
+
+def examples_of(studio: Studio) -> dict[str, str]:
+    return EXAMPLES["mini" if studio.is_mini else "flux"]
 
 
 def make_picture(studio: Studio, name: str) -> Iterator[bytes | None]:
@@ -90,7 +97,7 @@ def make_picture(studio: Studio, name: str) -> Iterator[bytes | None]:
 
 def request_of(studio: Studio, name: str) -> dict[str, Any]:
     """What `Studio.events` takes for an example."""
-    settings = {"seed": SEED, "prompt": EXAMPLES[name], **size_and_steps(studio)}
+    settings = {"seed": SEED, "prompt": examples_of(studio)[name], **size_and_steps(studio)}
     if studio.load().model_version is not None:  # else plain FLUX, which takes no face
         settings["id_image"] = str(FACE)
     return settings | {"model_version": None, "enable_realism": False, "enable_anti_blur": False, "loras": ()}
@@ -116,12 +123,12 @@ def find_folder(studio: Studio) -> Path:
     files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights]
     stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     made_by = [backend.model_name, backend.model_version, studio.options.get("quantize"), stats]
-    asked = [EXAMPLES, size_and_steps(studio), SEED, WIDTH]
+    asked = [examples_of(studio), size_and_steps(studio), SEED, WIDTH]
     return infu_cache() / "examples" / hashlib.sha256(json.dumps([made_by, asked]).encode()).hexdigest()[:16]
 
 
-def read_pictures(folder: Path) -> dict[str, bytes]:
-    return {name: path.read_bytes() for name in EXAMPLES if (path := folder / f"{name}.jpg").is_file()}
+def read_pictures(folder: Path, examples: dict[str, str]) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name in examples if (path := folder / f"{name}.jpg").is_file()}
 
 
 def keep(path: Path, picture: bytes) -> None:
@@ -130,9 +137,9 @@ def keep(path: Path, picture: bytes) -> None:
         write_whole(path, lambda part: part.write_bytes(picture))
 
 
-def draw_cards(pictures: dict[str, bytes], visitor: gr.Request) -> str:
+def draw_cards(examples: dict[str, str], pictures: dict[str, bytes], visitor: gr.Request) -> str:
     cards = []
-    for name, prompt in EXAMPLES.items():
+    for name, prompt in examples.items():
         shown = "<i></i>"
         if name in pictures:
             shown = f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(pictures[name]).decode()}'>"

@@ -70,6 +70,13 @@ class Studio:
         """The files of the model, without fetching any. Raises `InfuError`."""
         return locate(**{name: value for name, value in self.options.items() if name in PLACES}, fetch=False)
 
+    @property
+    def is_mini(self) -> bool:
+        """Whether the model that is loaded, or will be, is the one that ships."""
+        if self.backend is not None:
+            return self.backend.model_name == MINI.name
+        return self.options.get("base_model_path") is None and self.options.get("model_dir") is None
+
     def load(self) -> "Backend":
         """The backend, loaded at the first call. A failed load raises, and is tried again at the next; but
         on a Space the mini model takes the place of one that cannot be had there."""
@@ -122,7 +129,7 @@ class Studio:
             return f"<p>{instead}{html.escape(self.trouble)}</p>"
         if self.backend is None:
             return f"<p>{label('loading')}</p>"
-        return f"<p>{label('mini_notice')} {REAL}</p>" if self.backend.model_name == MINI.name else ""
+        return f"<p>{label('mini_notice')} {REAL}</p>" if self.is_mini else ""
 
     def events(
         self,

@@ -8,16 +8,15 @@ from pathlib import Path
 import gradio as gr
 
 from page.events import QUICK
-from page.layout import PROMPT
 from page.texts import label
 
 STYLES: dict[str, str] = json.loads(Path(__file__).with_name("styles.json").read_text(encoding="utf-8"))
 PLAIN = "style_plain"
 
 
-def draw_wishes() -> tuple[gr.Textbox, gr.Dropdown, gr.HTML]:
-    """The prompt, its style, and the line that shows both together."""
-    prompt = gr.Textbox(PROMPT, label=label("prompt"), lines=3, max_lines=8, elem_id="prompt")
+def draw_wishes(sentence: str) -> tuple[gr.Textbox, gr.Dropdown, gr.HTML]:
+    """The prompt, at first `sentence`, its style, and the line that shows both together."""
+    prompt = gr.Textbox(sentence, label=label("prompt"), lines=3, max_lines=8, elem_id="prompt")
     final = gr.HTML("", elem_id="final_prompt")
     choices = [(label(key), key) for key in (PLAIN, *STYLES)]
     return prompt, gr.Dropdown(choices, value=PLAIN, label=label("style"), elem_id="style"), final

@@ -49,7 +49,8 @@ def test_an_exported_block_takes_any_number_of_tokens_and_another_blocks_weights
 
 
 def test_a_picture_through_the_blocks_plain_tensors_is_the_same_with_a_lora_too(backend):
-    request = GenerationRequest("x", id_embedding=np.ones(192), width=64, height=80, num_steps=2, seed=1)
+    embedding = np.ones(backend.faces.embedding_size)
+    request = GenerationRequest("x", id_embedding=embedding, width=64, height=80, num_steps=2, seed=1)
     requests = [request, request.replace(plugins=(Lora(REALISM),)), request.replace(max_sequence_length=1)]
     plain = [generate(asked, backend).pixels for asked in requests]
     networks = [backend._dit.arrive(), backend._infusenet.arrive()]

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -19,6 +19,7 @@ def make_metadata(**changes):
     return {"infu": 1, "model": "mini"} | GenerationRequest(**({"prompt": "a"} | changes)).settings()
 
 
+@settings(deadline=None)  # a file is written
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200), st.integers(0, 2**32 - 1))
 def test_settings_come_back_whatever_the_prompt(tmp_path_factory, prompt, seed):
     path = tmp_path_factory.mktemp("png") / "a.png"

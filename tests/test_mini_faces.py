@@ -26,7 +26,7 @@ from infu.training.judge import TEMPLATE, Judge, name_nearest
 from infu.training.minibase import autoencoder, data, diffusion, identities, table
 from infu.training.minibase.__main__ import app
 from infu.training.minibase.export import export
-from infu.training.minibase.faces import export_appearance, find_family
+from infu.training.minibase.faces import CELLS, export_appearance, find_family, find_spread
 from infu.training.minibase.networks import make_base
 from infu.training.run import train
 from infu.training.shards import keep_appearance, read_rows
@@ -63,7 +63,11 @@ def world(tmp_path_factory) -> Path:
     for of in readers.FACTS:
         learn(readers.open_reader(run, of, 2), lambda net, n: readers.loss_of_reader(net, shards, 4, 0, n))
     reader, family = readers.load_reader(run, "head"), find_family(load_recogniser(None), shards)
-    export_appearance(reader, family, run / "appearance.onnx")
+    export_appearance(reader, family, run / "raw.onnx")
+    raw = load_recogniser(run / "raw.onnx")
+    seen = [raw.embed(*identities.view(shards, n)[:2])[192:] for n in range(len(shards.pictures))]
+    np.save(run / "seen.npy", np.stack(seen))
+    export_appearance(reader, family, run / "appearance.onnx", find_spread(np.stack(seen)))
     return folder
 
 
@@ -119,10 +123,22 @@ def test_the_face_encoder_says_what_its_parts_say(world, astronaut):
         parts["age"]
     ]
     told = torch.cat(told, dim=1)[0].detach().numpy()
-    np.testing.assert_allclose(vector[192 : 192 + len(told)], told, atol=1e-4)
-
+    spread = find_spread(np.load(run / "seen.npy"))
     cells = head.reshape(8, 8, 8, 8, 3).mean((1, 3))[1:7, 2:6] / 127.5 - 1  # (6, 4, 3)
-    np.testing.assert_allclose(vector[192 + len(told) :], cells.transpose(2, 0, 1).ravel() / 4, atol=1e-5)
+    seen = np.concatenate([told, cells.transpose(2, 0, 1).ravel()])
+    np.testing.assert_allclose(vector[192:], (seen - spread.mean) * spread.scale, atol=2e-3)
+
+
+def test_each_part_of_the_face_encoders_vector_weighs_alike(world):
+    """On average over what the spread was found of."""
+    seen = np.load(world / "run" / "seen.npy")
+    spread, told = find_spread(seen), seen.shape[1] - CELLS
+    scaled = (seen - spread.mean) * spread.scale
+    varied = seen.std(0) > 1e-3
+    np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-5)
+    for part in (slice(told), slice(told, None)):
+        share = varied[part].mean()
+        assert np.square(scaled[:, part]).sum(1).mean() == pytest.approx(share, rel=0.05)
 
 
 def test_a_missing_face_encoder_is_named(tmp_path):
@@ -266,7 +282,7 @@ def judge(tmp_path_factory) -> Judge:
     """In the layout of the real one; it knows people by the mean colours of parts of the face."""
     file = tmp_path_factory.mktemp("judge") / "judge.onnx"
     shapes = {"image": ["N", 3, 150, 150], "embedding": ["N", 192]}
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in shapes.items()]
     pool = helper.make_node("AveragePool", ["image"], ["cells"], kernel_shape=[18, 18], strides=[18, 18])
     graph = helper.make_graph(
         [pool, helper.make_node("Flatten", ["cells"], ["embedding"])], "judge", ends[:1], ends[1:]

@@ -15,9 +15,10 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from backends import load_backend
-from infu import GenerationRequest, generate
+from infu import GenerationRequest, Lora, generate
 from infu.errors import MissingFile
 from infu.training.minibase import autoencoder, data, diffusion
+from infu.training.minibase import lora as loras
 from infu.training.minibase.__main__ import app
 from infu.training.minibase.export import export
 from infu.training.minibase.latents import fit_latents, load_latents, patches
@@ -188,6 +189,7 @@ def test_the_commands_make_a_base_from_shards(world, tmp_path):
         ["encoder", run, shards, *few],
         ["distil", run, *few],
         ["export", run, base],
+        ["lora", run, shards, "--of", "anti_blur", "--out", str(tmp_path / "lora.safetensors"), *few],
     ):
         result = CliRunner().invoke(app, line)
         assert result.exit_code == 0, (line, result.output, result.exception)
@@ -195,8 +197,24 @@ def test_the_commands_make_a_base_from_shards(world, tmp_path):
     with Image.open(tmp_path / "run" / "dit" / "samples" / "0000002.png") as sheet:
         assert sheet.size == (len(diffusion.PROMPTS) * SIZE[0], SIZE[1])
     request = GenerationRequest(prompt=PROMPT, width=64, height=80, num_steps=2, seed=1)
-    picture = generate(request, load_backend("pytorch", base_model_path=base)).image
-    assert np.asarray(picture).std() > 5
+    plugged = request.replace(plugins=[Lora(tmp_path / "lora.safetensors", scale=10)])
+    results = {}
+    for name in ("pytorch", "mlx"):
+        backend = load_backend(name, base_model_path=base, dtype="float32")
+        results[name] = [generate(asked, backend) for asked in (request, plugged)]
+    for ours, other in zip(*results.values(), strict=True):
+        assert np.asarray(ours.image).std() > 5
+        np.testing.assert_allclose(ours.latents, other.latents, atol=1e-4)
+    plain, tuned = results["pytorch"]
+    assert np.abs(plain.latents - tuned.latents).max() > 0
+
+
+def test_loras_learn_from_photographs_and_from_the_sharpest_of_them(world):
+    shards = read_shards(world / "shards")
+    photos, sharp = (loras.CHOICES[name](shards) for name in ("realism", "anti_blur"))
+    styles = [label["look"]["style"] for label in shards.labels]
+    assert photos.tolist() == [style == "photo" for style in styles]
+    assert sharp.sum() == np.ceil(photos.sum() / 4) and not (sharp & ~photos).any()
 
 
 def test_a_run_without_encoded_pictures_says_what_to_do(tmp_path):

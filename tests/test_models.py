@@ -44,7 +44,7 @@ def sharded(base: Path) -> Path:
 def test_no_path_is_the_mini_model():
     files = locate()
     assert files.name == "mini" and files.base == MINI / "base"
-    assert files.embedded_faces and files.detector is None and files.recogniser is None
+    assert files.embedded_faces and files.detector is None and files.recogniser.name == "appearance.onnx"
     assert files.model_version == "aes_stage2" and set(files.optional_loras) == {"realism", "anti_blur"}
     assert versioned(files, "sim_stage1").projection != files.projection
 
@@ -254,7 +254,7 @@ def test_a_snapshot_of_the_hubs_cache_is_called_by_its_models_name(base: Path, t
 
 
 def test_the_page_starts_with_the_size_that_a_model_was_made_for(tmp_path):
-    assert read_defaults({"base_model_path": None, "model_dir": None})["width"] == 320  # the mini's
+    assert read_defaults({"base_model_path": None, "model_dir": None})["width"] == 128  # the mini's
     assert read_defaults({"base_model_path": BASE, "model_dir": INFINITE_YOU}) == {}
     (tmp_path / "generation_defaults.json").write_text('{"num_steps": 4, "seed": 1}')
     assert read_defaults({"base_model_path": tmp_path, "model_dir": None}) == {"num_steps": 4}

@@ -8,12 +8,15 @@ import pytest
 from browsing import PATIENCE, visited
 from playwright.sync_api import Browser, expect
 from serving import served
+from transformers import PreTrainedTokenizerFast
 
 from infu.models import MINI
 from infu.pipeline import Result
-from page.examples import EXAMPLES, find_folder, make_picture
+from page.examples import EXAMPLES as SETS
+from page.examples import examples_of, find_folder, make_picture
 from page.studio import Studio
 
+EXAMPLES = SETS["flux"]
 OPTIONS = {"name": "pytorch", "model_version": "aes_stage2", "model_dir": str(MINI / "InfiniteYou")}
 
 
@@ -24,6 +27,18 @@ def small(tmp_path_factory) -> Path:
     shutil.copytree(MINI / "base", folder)
     (folder / "generation_defaults.json").write_text(json.dumps({"width": 96, "height": 128, "num_steps": 4}))
     return folder
+
+
+def test_the_mini_model_has_examples_in_its_own_words(small: Path):
+    mini, other = (
+        Studio(public=False, name="pytorch"),
+        Studio(public=False, base_model_path=str(small), **OPTIONS),
+    )
+    assert examples_of(mini) == SETS["mini"] and examples_of(other) == EXAMPLES
+    tokenize = PreTrainedTokenizerFast.from_pretrained(MINI / "base" / "tokenizer_2").tokenize
+    for sentence in (*SETS["mini"].values(), mini.defaults.prompt):
+        pieces = [piece.strip("▁") for piece in tokenize(sentence)]
+        assert all(len(piece) > 1 or piece in ("", "a", ",") for piece in pieces), sentence  # none is spelled
 
 
 def test_an_example_gives_the_device_to_whoever_comes(small: Path):

@@ -170,7 +170,7 @@ def test_a_visitor_switches_and_a_failure_is_told_and_keeps_the_model(
         page.get_by_label("mini").check()
         page.locator("#load_model").click()
         expect(state).to_contain_text("Loaded: mini.", timeout=PATIENCE)
-        expect(page.locator("#notice")).to_contain_text("untrained stand-in")
+        expect(page.locator("#notice")).to_contain_text("the mini model, a thousandth")
         upload(page, photo)
         set_field(page, "num_steps", 2)
         page.locator("#generate").click()

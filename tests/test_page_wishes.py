@@ -29,12 +29,12 @@ def test_without_a_style_the_sentence_is_untouched():
     assert split_prompt("a cook. ") == ("a cook. ", PLAIN)
 
 
-@pytest.mark.parametrize("default", [(864, 1152), (320, 416), (1024, 1024)])
+@pytest.mark.parametrize("default", [(864, 1152), (128, 160), (1024, 1024)])
 @pytest.mark.parametrize("ratio", [*SHAPES.values(), 0.01, 1 / 3, 2.4, 100])
 def test_a_shape_has_the_models_area_and_whole_tokens(default: tuple[int, int], ratio: float):
     width, height = make_size(ratio, *default)
     assert width % 16 == height % 16 == 0
-    assert width * height == pytest.approx(default[0] * default[1], rel=0.07)  # 8 pixels of 170 and of 480
+    assert width * height == pytest.approx(default[0] * default[1], rel=0.07)  # 8 pixels of 80 and of 240
     assert width / height == pytest.approx(min(max(ratio, 1 / 3), 3), rel=0.07)
 
 
@@ -54,17 +54,17 @@ def test_a_visitor_chooses_shape_and_style_and_finds_them_again_in_the_picture(
 ):
     with visited(browser, server) as page:
         open_fold(page)
-        expect_size(page, 320, 416, "Portrait")
+        expect_size(page, 128, 160, "Portrait")
         page.get_by_label("Like my photo").check()
         expect(page.get_by_test_id("toast-body")).to_contain_text("Give a photo first")
         upload(page, photo)  # square: 512 x 512
-        expect_size(page, 368, 368, "Like my photo")
+        expect_size(page, 144, 144, "Like my photo")
         page.get_by_label("Wide", exact=True).check()
-        expect_size(page, 480, 272, "Wide")
+        expect_size(page, 192, 112, "Wide")
         page.locator("#swap").click()
-        expect_size(page, 272, 480, "Tall")
-        set_field(page, "width", 304)
-        expect_size(page, 304, 480, None)
+        expect_size(page, 112, 192, "Tall")
+        set_field(page, "width", 96)
+        expect_size(page, 96, 192, None)
 
         page.locator("#prompt textarea").fill("a <b>cook</b>")
         expect(page.locator("#final_prompt p")).to_have_count(0)
@@ -83,9 +83,9 @@ def test_a_visitor_chooses_shape_and_style_and_finds_them_again_in_the_picture(
         path = tmp_path / "picture.png"
         download.value.save_as(path)
         made = read_picture(path)
-        assert (made["prompt"], made["width"], made["height"]) == (final, 304, 480)
+        assert (made["prompt"], made["width"], made["height"]) == (final, 96, 192)
         with Image.open(path) as picture:
-            assert picture.size == (304, 480)
+            assert picture.size == (96, 192)
 
     with visited(browser, server) as page:
         open_fold(page)
@@ -95,4 +95,4 @@ def test_a_visitor_chooses_shape_and_style_and_finds_them_again_in_the_picture(
         expect(page.locator("#prompt textarea")).to_have_value("a <b>cook</b>", timeout=PATIENCE)
         expect(page.locator("#style input")).to_have_value("Watercolour")
         expect(page.locator("#final_prompt q")).to_have_text(final, timeout=PATIENCE)
-        expect_size(page, 304, 480, None)
+        expect_size(page, 96, 192, None)

@@ -184,6 +184,9 @@ def test_times_are_logit_normal_and_noise_depends_on_nothing_but_the_position():
     logits = np.log(np.array(times) / (1 - np.array(times)))
     assert abs(logits.mean()) < 0.03 and abs(logits.std() - 1) < 0.03  # four standard errors
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    shifted, _ = draw_noise(7, range(20_000), (2,), time_mean=2.0)
+    logits = [np.log(np.array(t) / (1 - np.array(t))) for t in (times, shifted)]
+    np.testing.assert_allclose(logits[1] - logits[0], 2, atol=1e-6)
     alone, again = draw_noise(7, [11], (2,))
     assert alone[0] == times[11] and torch.equal(again[0], noise[11])
     assert draw_noise(8, [11], (2,))[0] != alone

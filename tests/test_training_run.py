@@ -153,6 +153,12 @@ def test_stage_2_begins_with_stage_1s_weights_and_leaves_them(tmp_path, data):
     assert moved == pytest.approx(2.5e-4, rel=0.1)
 
 
+def test_the_rate_rises_stays_and_falls(tmp_path, data):
+    train(settings(tmp_path, data, steps=5, learning_rate=1e-3, warmup_steps=2, cooldown_steps=2), print)
+    rates = [line["learning_rate"] for line in read_log(tmp_path / "run" / "log.jsonl")]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 5e-4])
+
+
 def test_a_run_draws_samples_and_losses_and_its_model_loads(tmp_path, data):
     sample = {"prompt": "A man", "id_image": str(PHOTO), "width": 64, "height": 80, "num_steps": 2, "seed": 3}
     train(settings(tmp_path, data, steps=2, sample_every=1, samples=[sample]), print)

@@ -128,7 +128,7 @@ def test_what_is_wrong_is_told_before_a_gpu_is_asked_for(
 def test_an_error_of_the_other_process_reaches_the_client_as_our_sentence(
     client: Client, photo: Path, tmp_path: Path
 ):
-    huge = {name: np.full_like(tensor, 3e38) for name, tensor in load_file(REALISM).items()}
+    huge = {name: np.full(tensor.shape, 3e38, np.float32) for name, tensor in load_file(REALISM).items()}
     save_file(huge, tmp_path / "huge.safetensors")
     sent = {"id_image": handle_file(photo), "loras": [handle_file(tmp_path / "huge.safetensors")]}
     with pytest.raises(AppError, match="not finite"):

@@ -68,7 +68,11 @@ class TrainSettings(Settings):
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    cooldown_steps: Annotated[int, Field(ge=0)] = (
+        0  # over which the rate falls at the end; the paper names none
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    time_mean: float = 0.0  # of the normal whose sigmoid t is; the paper's is 0
     guidance_scale: float = 1.0  # of the base while training; InfuseNet's own is 1, as released
     keypoints_share: Share = 0.5  # of the samples whose control image is the five points, not black
     seed: int = 0

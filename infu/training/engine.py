@@ -132,7 +132,9 @@ class Trainer:
         accelerator = self.accelerator
         if batch.states is None:
             batch = replace(batch, **self._encode([self.shards.caption(number) for number in numbers]))
-        times, noise = draw_noise(self.settings.seed, positions, batch.latents.shape[1:])
+        times, noise = draw_noise(
+            self.settings.seed, positions, batch.latents.shape[1:], self.settings.time_mean
+        )
         batch, noise = batch.to(accelerator.device), noise.to(accelerator.device)
         with accelerator.accumulate(self.trainee):
             error = self.trainee(batch, noise, times)
@@ -161,9 +163,11 @@ class Trainer:
         return StepLog(self.step, loss, sums, [int(c) for c in counts], rate, grad_norm, seconds)
 
     def _set_learning_rate(self) -> None:
-        """Constant, after a linear warm-up."""
+        """Constant, after a linear warm-up and before a linear way down to nothing."""
         settings = self.settings
-        share = min(1.0, (self.step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+        up = (self.step + 1) / max(1, settings.warmup_steps)
+        down = (settings.steps - self.step) / max(1, settings.cooldown_steps)
+        share = min(1.0, up, down)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * share
 

@@ -39,8 +39,11 @@ class Batch:
         return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 
 
-def draw_noise(seed: int, positions: Sequence[int], shape: Sequence[int]) -> tuple[list[float], Tensor]:
-    """For the samples at these positions of the run: t in (0, 1), and noise float32 (B, *shape).
+def draw_noise(
+    seed: int, positions: Sequence[int], shape: Sequence[int], time_mean: float = 0.0
+) -> tuple[list[float], Tensor]:
+    """For the samples at these positions of the run: t in (0, 1), the sigmoid of a normal of this mean and
+    deviation 1, and noise float32 (B, *shape).
 
     A function of the seed and the position alone, so that a run that was stopped, or that is spread over
     other processes, draws the same numbers.
@@ -48,7 +51,7 @@ def draw_noise(seed: int, positions: Sequence[int], shape: Sequence[int]) -> tup
     times, noises = [], []
     for position in positions:
         random = np.random.default_rng((seed, position))
-        times.append(float(1 / (1 + np.exp(-random.standard_normal()))))
+        times.append(float(1 / (1 + np.exp(-time_mean - random.standard_normal()))))
         noises.append(random.standard_normal(shape, dtype=np.float32))
     return times, torch.from_numpy(np.stack(noises))
 

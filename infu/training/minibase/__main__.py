@@ -18,13 +18,16 @@ import typer
 
 from backends import load_backend
 from infu.errors import InfuError
+from infu.images import read_photo
 from infu.models import APPEARANCE, list_versions, locate
 from infu.recognisers import load_recogniser
 from infu.training.judge import Judge
 from infu.training.minibase import autoencoder, data, diffusion, identities
+from infu.training.minibase import lora as loras
 from infu.training.minibase import table as tables
 from infu.training.minibase.export import export as export_base
-from infu.training.minibase.faces import export_appearance, find_family
+from infu.training.minibase.export import load_trained_base
+from infu.training.minibase.faces import export_appearance, find_family, find_spread
 from infu.training.minibase.hints import write_hints
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import make_base
@@ -129,7 +132,11 @@ def reader(
 def faces(run: Folder, pictures: Pictures) -> None:
     """The face encoder, from the head's reader; and what it says of every picture."""
     shards, recogniser = read_shards(pictures), load_recogniser(None)
-    export_appearance(readers.load_reader(run, "head"), find_family(recogniser, shards), run / APPEARANCE)
+    reader, family, size = readers.load_reader(run, "head"), find_family(recogniser, shards), recogniser.size
+    export_appearance(reader, family, run / APPEARANCE)
+    raw = load_recogniser(run / APPEARANCE)
+    seen = [raw.embed(*identities.view(shards, n)[:2])[size:] for n in range(0, len(shards.pictures), 10)]
+    export_appearance(reader, family, run / APPEARANCE, find_spread(np.stack(seen)))
     identities.embed_all(load_recogniser(run / APPEARANCE), shards, run / EMBEDDINGS)
 
 
@@ -156,6 +163,25 @@ def samples(
     name = locate(base_model_path=base).name
     identities.write_identities(run, network, name, read_shards(pictures), np.load(run / EMBEDDINGS), out)
     keep_appearance(out, run / APPEARANCE)
+
+
+@app.command()
+def lora(
+    run: Folder,
+    pictures: Pictures,
+    out: Annotated[Path, typer.Option(help="a safetensors file")],
+    of: Annotated[Literal["realism", "anti_blur"], typer.Option(help="what it is for")],
+    steps: Steps = 200,
+    batch: Batch = 16,
+    threads: Threads = 1,
+) -> None:
+    """One of InfiniteYou's two optional LoRAs, for this base."""
+    torch.set_num_threads(threads)
+    encoded = data.choose(data.load_encoded(run, read_size(run)), loras.CHOICES[of](read_shards(pictures)))
+    training = loras.open_lora(run, of, load_trained_base(run), steps)
+    network = training.network
+    go(training, lambda step: loras.loss_of_lora(network, encoded, batch, SEED, step), 100)
+    loras.save_lora(network, out)
 
 
 @app.command()
@@ -203,11 +229,35 @@ def table(
 
 
 @app.command()
+def sheet(
+    run: Folder,
+    base: Annotated[Path, typer.Option(help="what `export` wrote")],
+    model_dir: Annotated[Path, typer.Option(help="InfiniteYou, trained on it")],
+    out: Annotated[Path, typer.Option(help="a PNG")],
+    photo: Annotated[list[Path], typer.Option(help="photographs of women")] = (),
+    version: str = "aes_stage2",
+    people: Annotated[int, typer.Option(help="unseen renders below the photographs")] = 4,
+    threads: Threads = 1,
+) -> None:
+    """Photographs and unseen renders against the table's prompts."""
+    torch.set_num_threads(threads)
+    size = read_size(run)
+    given = [(read_photo(path), "woman") for path in photo]
+    given += [(one.photo.picture, one.word) for one in tables.make_people(Renderer(*size), people)]
+    backend = load_backend("pytorch", base, model_dir=model_dir, model_version=version, dtype="float32")
+    tables.draw_sheet(backend, given, size).save(out)
+
+
+@app.command()
 def export(
-    run: Folder, folder: Annotated[Path, typer.Argument(help="what base_model_path then names")]
+    run: Folder,
+    folder: Annotated[Path, typer.Argument(help="what base_model_path then names")],
+    guided: Annotated[
+        bool, typer.Option(help="with guidance distilled; without: what InfuseNet learns by")
+    ] = True,
 ) -> None:
     """The newest weights, in FLUX.1-dev's layout."""
-    export_base(run, folder, read_size(run))
+    export_base(run, folder, read_size(run), guided)
 
 
 def train_half(run: Path, pictures: Path, name: str, loss_of, steps: int, batch: int, threads: int) -> None:

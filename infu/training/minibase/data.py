@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,11 @@ def load_encoded(run: Path, size: tuple[int, int]) -> Encoded:
     tokenizers = load_tokenizers(run)
     arrays = [np.load(run / "data" / f"{name}.npy", mmap_mode="r") for name in ARRAYS]
     return Encoded(*arrays, (tokenizers.t5("")[0], tokenizers.clip("")[0]), size)
+
+
+def choose(encoded: Encoded, chosen: np.ndarray) -> Encoded:
+    """Those of its pictures where `chosen` (n,) is True."""
+    return replace(encoded, **{name: getattr(encoded, name)[chosen] for name in ARRAYS})
 
 
 def read_samples(encoded: Encoded, seed: int, positions: range) -> Samples:

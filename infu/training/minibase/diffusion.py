@@ -66,7 +66,7 @@ class Student(nn.Module):
 
 def open_distilled(run: Path, steps: int) -> Run:
     student = Student(load_average(make_base(run), run / DIT))
-    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-4, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=4e-4, betas=(0.9, 0.99), weight_decay=0.0)
     return Run(run / DISTILLED, student, [optimizer], steps)
 
 

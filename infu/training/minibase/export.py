@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from infu.training.minibase.autoencoder import DECODER, ENCODER, open_half
-from infu.training.minibase.diffusion import DISTILLED, DIT, SCHEDULER, Student
+from infu.training.minibase.diffusion import DISTILLED, DIT, PROMPTS, SCHEDULER, Student
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import Base, make_base, make_vae
 from infu.training.minibase.runs import STATE, load_average
@@ -20,12 +20,9 @@ from infu.whole import write_whole
 STEPS = 20  # of sampling, where a request names none
 
 
-def export(run: Path, folder: Path, size: tuple[int, int]) -> None:
-    """The newest states: the distilled DiT where there is one, else the DiT as it is."""
-    base = load_average(make_base(run), run / DIT)
-    if (run / DISTILLED / STATE).is_file():
-        base.dit = load_average(Student(base), run / DISTILLED).dit
-    save_transformers(base, folder)
+def export(run: Path, folder: Path, size: tuple[int, int], guided: bool = True) -> None:
+    """The newest states."""
+    save_transformers(load_trained_base(run, guided), folder)
     vae = make_vae()
     for half in (DECODER, ENCODER):
         setattr(vae, half, load_average(open_half(run, half, 1).network, run / half))
@@ -36,8 +33,17 @@ def export(run: Path, folder: Path, size: tuple[int, int]) -> None:
     (folder / "scheduler").mkdir(exist_ok=True)
     shutil.copy(SCHEDULER, folder / "scheduler")
     width, height = size
-    write_json(folder / "generation_defaults.json", {"width": width, "height": height, "num_steps": STEPS})
+    defaults = {"width": width, "height": height, "num_steps": STEPS, "prompt": PROMPTS[0]}
+    write_json(folder / "generation_defaults.json", defaults)
     write_json(folder / "model_index.json", {"_class_name": "FluxPipeline"})
+
+
+def load_trained_base(run: Path, guided: bool = True) -> Base:
+    """With the distilled DiT where there is one and it is wanted, else the DiT as it is."""
+    base = load_average(make_base(run), run / DIT)
+    if guided and (run / DISTILLED / STATE).is_file():
+        base.dit = load_average(Student(base), run / DISTILLED).dit
+    return base
 
 
 def save_transformers(base: Base, folder: Path) -> None:

@@ -9,6 +9,7 @@ and the head's low-frequency colour. (The reader, asked for colours, is sure and
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -24,12 +25,20 @@ from infu.whole import write_whole
 OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.20 reads
 TOLD = ("male", "haircut", "fringe", "beard", "glasses", "age")
 CELL, ROWS, COLUMNS = 8, (1, 7), (2, 6)  # pixels of the head; the cells in which there is little else
-COLOUR = 0.25  # of -1..1, so that 72 numbers weigh no more than the 192 of unit length
+CELLS = 3 * (ROWS[1] - ROWS[0]) * (COLUMNS[1] - COLUMNS[0])
 
 
-def export_appearance(reader: Reader, family: np.ndarray, path: Path) -> None:
-    """`family` (E',): of `find_family`. -> an ONNX graph: `head` (N, 64, 64, 3) RGB 0..255 and `face` (N, E')
-    of unit length -> `output` (N, E)."""
+class Spread(NamedTuple):
+    """What is seen of renders has this mean; times `scale` what is told, and the colours, have about unit
+    length, as the recogniser's part has."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def export_appearance(reader: Reader, family: np.ndarray, path: Path, spread: Spread | None = None) -> None:
+    """`family` (E',): of `find_family`; `spread`: of `find_spread`, None to find it. -> an ONNX graph: `head`
+    (N, 64, 64, 3) RGB 0..255 and `face` (N, E') of unit length -> `output` (N, E)."""
     graph = Nodes()
     x = graph("Transpose", "head", perm=[0, 3, 1, 2])
     x = pixels = graph("Sub", graph("Div", x, graph.constant(WHITE / 2)), graph.constant(1.0))
@@ -45,15 +54,17 @@ def export_appearance(reader: Reader, family: np.ndarray, path: Path) -> None:
         if name in TOLD:
             facts.append(graph("Softmax", columns, axis=1) if width > 1 else columns)
     cells = graph("AveragePool", pixels, kernel_shape=[CELL] * 2, strides=[CELL] * 2)
-    cells = graph("Mul", graph.columns(graph.columns(cells, *ROWS, 2), *COLUMNS, 3), graph.constant(COLOUR))
-    facts.append(graph("Flatten", cells))
+    facts.append(graph("Flatten", graph.columns(graph.columns(cells, *ROWS, 2), *COLUMNS, 3)))
+    seen = graph("Concat", *facts, axis=1)
+    if spread is not None:
+        seen = graph("Mul", graph("Sub", seen, graph.constant(spread.mean)), graph.constant(spread.scale))
     direction = graph.constant(family[:, None])
     along = graph("MatMul", graph("MatMul", "face", direction), graph.constant(family[None]))
     face = graph("Sub", "face", along)
     face = graph("Div", face, graph("ReduceL2", face, axes=[1], keepdims=1))
-    graph("Concat", face, *facts, axis=1, output="output")
+    graph("Concat", face, seen, axis=1, output="output")
     told = sum(width for name, width in reader.widths.items() if name in TOLD)
-    size = len(family) + told + 3 * (ROWS[1] - ROWS[0]) * (COLUMNS[1] - COLUMNS[0])
+    size = len(family) + told + CELLS
     graph.save(path, {"head": ["N", HEAD, HEAD, 3], "face": ["N", len(family)]}, size)
 
 
@@ -63,6 +74,13 @@ def find_family(recogniser: Recogniser, shards: Shards, count: int = 500) -> np.
     return unit(
         np.mean([unit(recogniser.embed(shards.pictures[n], shards.keypoints[n])) for n in numbers], axis=0)
     )
+
+
+def find_spread(seen: np.ndarray) -> Spread:
+    """`seen` (n, E - E'): of renders, by a graph that has no spread yet."""
+    told = seen.shape[1] - CELLS
+    share = np.repeat([told, CELLS], [told, CELLS]) ** -0.5
+    return Spread(seen.mean(0), share / np.maximum(seen.std(0), 1e-3))
 
 
 class Nodes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from infu import GenerationRequest, IPAdapter, generate
 from infu.training.judge import Judge, name_nearest
@@ -138,18 +138,34 @@ def make_draw(backend, with_face: bool = True, scale: float = 1.0, adapter: Path
     """By the product's own way: a photograph goes in. `adapter`: an IP-Adapter instead of InfuseNet."""
 
     def draw(one: Unseen, prompt: str, seed: int) -> np.ndarray:
-        photo, plugins = Image.fromarray(one.photo.picture), []
+        photo = one.photo.picture
         if adapter is not None:
-            plugins = [IPAdapter(adapter, image_embeds=backend.faces.embed([one.photo.picture]))]
-        face = {"id_image": photo} if with_face and adapter is None else {}
-        width, height = photo.size
-        request = GenerationRequest(
-            prompt, **face, width=width, height=height, seed=seed, num_steps=STEPS, guidance_scale=GUIDANCE,
-            infusenet_conditioning_scale=scale, plugins=plugins,
-        )  # fmt: skip
-        return np.asarray(generate(request, backend).image)
+            plugin = IPAdapter(adapter, image_embeds=backend.faces.embed([photo]), scale=scale)
+            given = {"plugins": [plugin]}
+        else:
+            given = {"id_image": Image.fromarray(photo)} if with_face else {}
+            given["infusenet_conditioning_scale"] = scale
+        return draw_picture(backend, prompt, seed, photo.shape[1::-1], **given)
 
     return draw
+
+
+def draw_picture(backend, prompt: str, seed: int, size: tuple[int, int], **given) -> np.ndarray:
+    width, height = size
+    settings = {"width": width, "height": height, "num_steps": STEPS, "guidance_scale": GUIDANCE}
+    return np.asarray(generate(GenerationRequest(prompt, seed=seed, **settings, **given), backend).image)
+
+
+def draw_sheet(backend, given: Sequence[tuple[np.ndarray, str]], size: tuple[int, int]) -> Image.Image:
+    """A row for each photograph, of a "man" or a "woman": itself, then a picture for each prompt."""
+    rows = []
+    for photo, word in given:
+        source = Image.fromarray(photo)
+        row = [np.asarray(ImageOps.fit(source, size))]
+        for seed, asked in enumerate(ASKED):
+            row.append(draw_picture(backend, asked.words.format(word), seed, size, id_image=source))
+        rows.append(np.concatenate(row, axis=1))
+    return Image.fromarray(np.concatenate(rows))
 
 
 def draw_true(one: Unseen, _: str, seed: int) -> np.ndarray:
