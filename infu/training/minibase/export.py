@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from infu.training.minibase.autoencoder import DECODER, ENCODER, open_half
-from infu.training.minibase.diffusion import DISTILLED, DIT, PROMPTS, SCHEDULER, Student
+from infu.training.minibase.diffusion import DISTILLED, DIT, SCHEDULER, Student
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import Base, make_base, make_vae
 from infu.training.minibase.runs import STATE, load_average
 from infu.whole import write_whole
 
 STEPS = 20  # of sampling, where a request names none
+SENTENCE = "a photo of a woman, wearing a red sweater, smiling, in a park"  # the page's first; the hair is the face's
 
 
 def export(run: Path, folder: Path, size: tuple[int, int], guided: bool = True) -> None:
@@ -33,7 +34,7 @@ def export(run: Path, folder: Path, size: tuple[int, int], guided: bool = True) 
     (folder / "scheduler").mkdir(exist_ok=True)
     shutil.copy(SCHEDULER, folder / "scheduler")
     width, height = size
-    defaults = {"width": width, "height": height, "num_steps": STEPS, "prompt": PROMPTS[0]}
+    defaults = {"width": width, "height": height, "num_steps": STEPS, "prompt": SENTENCE}
     write_json(folder / "generation_defaults.json", defaults)
     write_json(folder / "model_index.json", {"_class_name": "FluxPipeline"})
 
