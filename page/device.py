@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import spaces
 
 from infu.errors import InfuError
+from infu.few_steps import settle
 from infu.memory import read_networks
 from infu.metadata import describe_person
 from infu.models import versioned
@@ -57,6 +58,7 @@ class Device:
         read = read_photographs(request, backend)
         for lora in request.loras:
             backend.read_lora(lora.path)
+        settled, _ = settle(request, backend)  # as the run settles it, with photographs in their place
         with tempfile.TemporaryDirectory(prefix="infu-run-") as folder:
             word = Path(folder) / "enough"  # a file: the one thing the other process sees while it runs
             with closing(self._lent(read, version or backend.model_version, str(word))) as events:
@@ -64,7 +66,7 @@ class Device:
                     if isinstance(event, InfuError):
                         raise event
                     if isinstance(event, Result):
-                        event = replace(event, metadata=event.metadata | describe_person(request))
+                        event = replace(event, metadata=event.metadata | describe_person(settled))
                     yield event
                     if enough():
                         word.touch()
