@@ -33,13 +33,15 @@ from backends import load_backend
 from backends.pytorch.load import load_network
 from infu.cli import app
 from infu.errors import BrokenFile, InvalidRequest, MissingFile
-from infu.face import find_faces
+from infu.face import FaceStack, find_faces
 from infu.keypoints import draw_keypoints
 from infu.metadata import read_picture
+from infu.models import MINI
 from infu.pose import POSES, place_pose
 from infu.training.buckets import choose_bucket, cut_to, make_buckets
 from infu.training.captions import Captioners
 from infu.training.config import DataSettings, TrainSettings, read_settings
+from infu.training.encode import load_faces
 from infu.training.engine import Trainer
 from infu.training.make_data import check, check_address, find_cause, make_data
 from infu.training.measure import Refused, load_hook, measure_angles, measure_sharpness
@@ -185,9 +187,16 @@ def test_a_sample_is_what_the_backend_encodes(made, photos):
     text = backend.encode_prompt("The good one", 16)
     torch.testing.assert_close(with_points.states, text.states.clone(), rtol=0, atol=1e-6)
     torch.testing.assert_close(with_points.pooled, text.pooled.clone(), rtol=0, atol=1e-6)
-    mini = load_backend("pytorch")
-    expected = mini.faces.embed([photo])
+    expected = FaceStack(None, None, 192).embed([photo])
     np.testing.assert_allclose(with_points.embedding[0].numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_models_own_face_encoder_makes_the_samples_where_it_is_named(photos):
+    """The mini model's: more than the recogniser says."""
+    photo = np.asarray(Image.open(photos / "good.jpg"))
+    faces = load_faces(str(MINI / "InfiniteYou"))
+    np.testing.assert_array_equal(faces.embed([photo]), load_backend("pytorch").faces.embed([photo]))
+    assert faces.embedding_size > 192
 
 
 def test_scores_stand_in_the_shards(made):
@@ -320,7 +329,7 @@ def test_the_target_is_the_picture_and_the_source_the_real_face(tmp_path, model_
     latents = worker.encoder.backend.encode_image(picture)
     torch.testing.assert_close(batch.latents, latents.clone(), rtol=0, atol=1e-5)
     photo = np.asarray(Image.open(tmp_path / "people" / "00.jpg"))
-    real = load_backend("pytorch").faces.embed([photo])
+    real = FaceStack(None, None, 192).embed([photo])
     np.testing.assert_allclose(batch.embedding[0].numpy(), real, rtol=0, atol=1e-6)
 
 
