@@ -120,7 +120,8 @@ def test_a_loras_change_stays_out_of_the_condition(loaded, name: str, tmp_path):
     for loras in ([], [Lora(tmp_path / "style.safetensors", 1.0)]):
         with backend.lock, backend.plugged(loras):
             text = backend.encode_prompt(CASES["prompt"])
-            run = Run([1.0, 0.0], CASES["width"], CASES["height"], text, None, CASES["guidance"])
+            size = CASES["width"], CASES["height"]
+            run = Run([1.0, 0.0], *size, text, None, CASES["guidance"], size)
             runner = backend.make_runner(subject(independent=True), run)
             (hook,) = runner.add(0, None, negative=False).conditions
             kept.append([backend.numpy(array) for i in sorted(hook) for array in hook[i](None, None)[:2]])
