@@ -103,22 +103,25 @@ def test_a_run_that_stopped_is_the_run_that_did_not(run):
     assert len(second) == 4 and sum(second[0]["counts"]) == 2
 
 
-def test_two_processes_learn_what_one_does(run):
-    """Each has half of every batch."""
+def test_two_processes_average_their_gradients(run):
+    """Each has half of the batch. AdamW's first moments after a step are a tenth of the gradients; weights
+    would say less: what Adam and Muon make of a gradient near zero is rounding."""
     (run / "size.json").write_text(json.dumps(SIZE))
-    command = ["-m", "infu.training.minibase", "dit", str(run), "--steps", "2", "--batch"]
+    command = ["-m", "infu.training.minibase", "dit", str(run), "--steps", "1", "--batch"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    learnt = []
+    moments = []
     for line in ([*torchrun, *command, "2"], [*command, "4"]):
         done = subprocess.run([sys.executable, *line], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         state = torch.load(run / "dit" / "state.pt", weights_only=True)
-        assert state["step"] == len(read_log(run / "dit" / "log.jsonl")) == 2
-        learnt.append(state["network"])
-        (run / "dit").rename(run / f"dit{len(learnt)}")
-    for name, tensor in learnt[0].items():
-        torch.testing.assert_close(tensor, learnt[1][name], rtol=0, atol=1e-5)
+        assert state["step"] == len(read_log(run / "dit" / "log.jsonl")) == 1
+        moments.append([value["exp_avg"] for value in state["optimizers"][1]["state"].values()])
+        (run / "dit").rename(run / f"dit{len(moments)}")
+    largest = max(moment.abs().max().item() for moment in moments[1])
+    assert largest > 0
+    for two, one in zip(*moments, strict=True):
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-4 * largest)
 
 
 def test_everything_learns_and_the_teacher_stays(run):
