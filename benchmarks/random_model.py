@@ -1,6 +1,6 @@
 """A model of any size with random weights in the released layout, for benchmarks and tests.
 
-`python -m benchmarks.random_model infu/mini` made the first edition of the mini model that ships: untrained.
+`python -m benchmarks.random_model infu/mini` made the mini model's first edition: untrained.
 """
 
 import json

@@ -44,9 +44,14 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """A file's size and time of change: what keeps a loaded file loads it again when it was replaced."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 def identify(path: Path | str) -> Hashable:
     """A key for a cache: the same file, or folder, unchanged. What is not there has a key of its own too."""
     path = Path(path)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(file.name, file.stat()) for file in files if file.is_file()]
-    return (str(path), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    return (str(path), *((file.name, *stamp(file)) for file in files if file.is_file()))

@@ -14,7 +14,7 @@ from infu.models import find_controlnet
 from infu.plugins import ControlNet
 from infu.weights.controlnet import ControlNetFile, read_controlnet
 from infu.weights.lora import TRANSFORMER, Shapes
-from infu.weights.names import block_numbers
+from infu.weights.names import count_blocks
 
 if TYPE_CHECKING:
     from backends.base import Array, Backend, Text
@@ -36,7 +36,7 @@ class ControlNetRunner(Runner):
         self.mode = self.file.find_mode(plugin.mode or plugin.hint)
         if plugin.mode is not None and not self.file.num_modes:
             self.notes = (f"{self.file.name} knows one kind of hint: its mode was not used.",)
-        self.depth = len(block_numbers(shapes, "transformer_blocks"))
+        self.depth, _ = count_blocks(shapes)
         self.network = backend.network("controlnet", path, lambda: self.load(path))
         hint = read_hint(plugin.image, plugin.hint, run.size, (run.width, run.height), plugin.hint_model)
         control = self.embed(hint) if self.file.reads_pixels else backend.encode_image(hint)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from infu.cache import stamp
 from infu.errors import BrokenFile, MissingFile
 from infu.weights.intruder import LFS_POINTER
 
@@ -52,8 +53,7 @@ def load_detector(path: Path | None) -> Detector:
     if path is None:
         return load_centerface(EMBEDDED / "centerface.onnx")
     file = find_antelope(Path(path))
-    stat = file.stat()
-    return load_scrfd(file, stat.st_size, stat.st_mtime_ns)
+    return load_scrfd(file, *stamp(file))
 
 
 def find_antelope(path: Path) -> Path:

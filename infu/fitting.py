@@ -16,7 +16,7 @@ from infu.room import check_room
 from infu.weights.controlnet import read_controlnet
 from infu.weights.ip_adapter import read_adapter
 from infu.weights.lora import TRANSFORMER
-from infu.weights.names import block_numbers
+from infu.weights.names import count_blocks
 from infu.weights.ominicontrol import read_adapter as read_ominicontrol
 
 if TYPE_CHECKING:
@@ -45,6 +45,5 @@ def check_ip_adapter(plugin: IPAdapter, backend: Backend) -> None:
     path = find_ip_adapter(plugin.path)
     file = backend.network("ip_adapter", path, lambda: read_adapter(path))
     base = backend.module_shapes[TRANSFORMER]
-    kinds = ("transformer_blocks", "single_transformer_blocks")
-    file.check_base(*(len(block_numbers(base, kind)) for kind in kinds), base["x_embedder"][0])
+    file.check_base(*count_blocks(base), base["x_embedder"][0])
     find_image_encoder(plugin.image_encoder, file.instantx)

@@ -16,7 +16,7 @@ from infu.weights.files import open_weights
 from infu.weights.foreign import name_file, name_foreign_lora, refuse_pipeline
 from infu.weights.gguf import GgufFile
 from infu.weights.lora import NETWORKS, PREFIXES, Shapes, find_prefix, read_lora, split_key
-from infu.weights.names import block_numbers
+from infu.weights.names import count_blocks
 from infu.weights.triggers import find_triggers
 
 SIGNS = {"down", "w1", "w1_a", "hada_w1_a", "diff", "diff_b"}  # tensors of a LoRA, by their role
@@ -117,8 +117,7 @@ def describe_network(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
         if part == "transformer":
             values["what"] = f"FLUX.1-{'dev' if guidance else 'schnell'} or a fine-tune of it"
         values["guidance"] = guidance
-        values["double_blocks"] = len(block_numbers(checkpoint, "transformer_blocks"))
-        values["single_blocks"] = len(block_numbers(checkpoint, "single_transformer_blocks"))
+        values["double_blocks"], values["single_blocks"] = count_blocks(checkpoint)
         values["width"] = checkpoint["x_embedder.weight"].shape[0]
     values["memory"] = memory_of(checkpoint)
     return values

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from infu.cache import stamp
 from infu.detectors import open_session
 from infu.errors import BrokenFile, InfuError
 from infu.models import infu_cache
@@ -42,8 +43,8 @@ def load_converted(
 ) -> onnxruntime.InferenceSession:
     """A `.pth` -> a session. The converted file is kept in the user's cache folder, by the name, size and age
     of its origin; `version`: a new number makes those of older versions be made anew. Raises `BrokenFile`."""
-    stat = path.stat()
-    origin = f"{version} {path.name} {stat.st_size} {stat.st_mtime_ns}"
+    size, changed = stamp(path)
+    origin = f"{version} {path.name} {size} {changed}"
     converted = infu_cache() / f"{kind}-{hashlib.sha256(origin.encode()).hexdigest()[:16]}.onnx"
     if converted.is_file():
         try:

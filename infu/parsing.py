@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from infu.cache import stamp
 from infu.onnx_graph import REPEATED, Graph, load_converted
 
 SIDE, CLASSES = 512, 19
@@ -22,8 +23,7 @@ CONVERSION = 1  # a new number makes converted files of older versions be made a
 
 def parse_face(crop: np.ndarray, weights: Path) -> np.ndarray:
     """uint8 RGB (512, 512, 3) -> labels (512, 512). Raises `BrokenFile` for weights of something else."""
-    stat = weights.stat()
-    session = load_parser(weights, stat.st_size, stat.st_mtime_ns)
+    session = load_parser(weights, *stamp(weights))
     return session.run(None, {"input": make_input(crop)})[0][0].argmax(axis=0)
 
 

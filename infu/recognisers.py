@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infu.align import align, crop_head, unit
+from infu.cache import stamp
 from infu.detectors import EMBEDDED, open_session
 from infu.errors import MissingFile
 
@@ -69,19 +70,13 @@ def load_recogniser(path: Path | None) -> Recogniser | Described:
     if path is None:
         return load_mobilefacenet(EMBEDDED / "mobilefacenet.onnx")
     if path.suffix == ".onnx":
-        return load_described(path, *version_of(path))
+        if not path.is_file():
+            raise MissingFile(f"There is no {path.name}, which this model's face encoder needs.")
+        return load_described(path, *stamp(path))
     from infu.arcface import find_arcface  # imports onnx, which the embedded recogniser does not need
 
     path = find_arcface(Path(path))
-    return load_released(path, *version_of(path))
-
-
-def version_of(path: Path) -> tuple[int, int]:
-    """Size and time of change: a file that was replaced is loaded again. Raises `MissingFile`."""
-    if not path.is_file():
-        raise MissingFile(f"There is no {path.name}, which this model's face encoder needs.")
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return load_released(path, *stamp(path))
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from infu.cache import stamp
 from infu.detectors import Face, without_overlaps
 from infu.onnx_graph import REPEATED, Graph, load_converted
 
@@ -27,8 +28,7 @@ CONVERSION = 1  # a new number makes converted files of older versions be made a
 def find_by_retinaface(picture: np.ndarray, weights: Path, threshold: float) -> list[Face]:
     """uint8 RGB (H, W, 3) at its own size -> the faces that score more than `threshold`, best first. Raises
     `BrokenFile` for weights of something else."""
-    stat = weights.stat()
-    session = load_retinaface(weights, stat.st_size, stat.st_mtime_ns)
+    session = load_retinaface(weights, *stamp(weights))
     pixels = picture[:, :, ::-1].astype(np.float32) - MEAN
     boxes, scores, points = session.run(None, {"input": pixels.transpose(2, 0, 1)[None]})
     return decode(boxes[0], scores[0, :, 1], points[0], picture.shape[:2], threshold)

@@ -12,7 +12,7 @@ from infu.memory import Beside, read_machine, shortage
 from infu.plugin_sizes import Base, measure_plugin, people_working
 from infu.request import GenerationRequest
 from infu.weights.lora import TRANSFORMER
-from infu.weights.names import block_numbers
+from infu.weights.names import count_blocks
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -63,9 +63,7 @@ def measure_request(request: GenerationRequest, backend: Backend) -> list[Beside
 
 def base_of(backend: Backend) -> Base:
     shapes = backend.module_shapes[TRANSFORMER]
-    kinds = ("transformer_blocks", "single_transformer_blocks")
-    blocks = sum(len(block_numbers(shapes, kind)) for kind in kinds)
-    return Base(shapes["x_embedder"][0], blocks, backend.dtype)
+    return Base(shapes["x_embedder"][0], sum(count_blocks(shapes)), backend.dtype)
 
 
 def people_at_once(width: int, height: int) -> int:

@@ -15,13 +15,13 @@ from infu.errors import InfuError
 from infu.plugins import Person
 from infu.regions import REGIONS, check_box, read_mask
 from page.events import QUICK, QUIET, RAW
-from page.person import CHOOSE, LOOKING, NOTHING, draw_faces, draw_words, find_crops
+from page.person import CHOOSE, LOOKING, NOTHING, look_at
 from page.pictures import draw_picture, draw_strength, restore_scale, wire_strength
 from page.pose import clamp
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
-from page.uploads import make_showable, read_upload
+from page.uploads import read_upload
 from page.weights import BLACK, check_runs, draw_line, draw_verdict
 
 PART = "another_person"
@@ -80,13 +80,7 @@ def wire_another(
 
     @told
     def look(sent: dict | None, visitor: gr.Request) -> Iterator[tuple[Any, Any]]:
-        source = read_upload(sent)
-        if source is None:
-            return
-        yield gr.skip(), {"html": draw_words(say(visitor, "looking")), "chosen": 0}
-        shown = make_showable(source) or gr.skip()
-        crops = find_crops(studio, source)
-        yield shown, {"html": draw_faces(crops, visitor, "another_face"), "chosen": 0}
+        yield from look_at(studio, sent, visitor, "another_face")
 
     @told
     def judge() -> Iterator[str]:

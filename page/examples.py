@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from infu.cache import stamp
 from infu.errors import InfuError
 from infu.models import infu_cache
 from infu.pipeline import Result
@@ -121,8 +122,8 @@ def find_folder(studio: Studio) -> Path:
     backend = studio.load()
     weights = backend.files.transformer
     files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights]
-    stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    made_by = [backend.model_name, backend.model_version, studio.options.get("quantize"), stats]
+    stamps = [stamp(path) for path in files]
+    made_by = [backend.model_name, backend.model_version, studio.options.get("quantize"), stamps]
     asked = [examples_of(studio), size_and_steps(studio), SEED, WIDTH]
     return infu_cache() / "examples" / hashlib.sha256(json.dumps([made_by, asked]).encode()).hexdigest()[:16]
 

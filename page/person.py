@@ -60,13 +60,7 @@ def wire_person(studio: Studio, person: Person) -> None:
 
     @told
     def look(sent: dict | None, visitor: gr.Request) -> Iterator[tuple[Any, Any]]:
-        """A photograph just uploaded -> how it is shown, and the faces in it."""
-        source = read_upload(sent)
-        if source is None:
-            return
-        yield gr.skip(), {"html": draw_words(say(visitor, "looking")), "chosen": 0}
-        shown = make_showable(source) or gr.skip()
-        yield shown, {"html": draw_faces(find_crops(studio, source), visitor), "chosen": 0}
+        yield from look_at(studio, sent, visitor)
 
     @told
     def look_at_more(sent: list[dict] | None, visitor: gr.Request) -> Iterator[tuple[Any, str]]:
@@ -91,6 +85,18 @@ def wire_person(studio: Studio, person: Person) -> None:
     looked = gr.on([more.upload, more.delete], look_at_more, more, [more, crops], **LOOKING)
     looked.failure(lambda: (None, ""), None, [more, crops], **QUICK)
     more.clear(lambda: "", None, crops, **QUICK)
+
+
+def look_at(
+    studio: Studio, sent: dict | None, visitor: gr.Request, group: str = "face"
+) -> Iterator[tuple[Any, Any]]:
+    """A photograph just uploaded -> how it is shown, and the faces in it. `group`: `draw_faces`'."""
+    source = read_upload(sent)
+    if source is None:
+        return
+    yield gr.skip(), {"html": draw_words(say(visitor, "looking")), "chosen": 0}
+    shown = make_showable(source) or gr.skip()
+    yield shown, {"html": draw_faces(find_crops(studio, source), visitor, group), "chosen": 0}
 
 
 def wire_photo(photo: gr.Image) -> None:

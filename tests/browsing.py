@@ -9,6 +9,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect
 from serving import Server
 
+from infu.metadata import read_picture
 from page.texts import TEXTS
 
 FLAGS = [
@@ -73,6 +74,19 @@ def open_fold(page: Page) -> None:
 def expect_ready(page: Page) -> None:
     expect(page.locator("#generate")).to_be_enabled(timeout=PATIENCE)
     expect(page.locator("#stop")).to_be_disabled(timeout=PATIENCE)
+
+
+def make(page: Page, path: Path) -> dict:
+    """Generate, and download the picture -> its settings."""
+    pictures = page.locator("#history [role=option]")
+    before = pictures.count()
+    page.locator("#generate").click()
+    expect(pictures).to_have_count(before + 1, timeout=3 * PATIENCE)
+    expect_ready(page)
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(path)
+    return read_picture(path)
 
 
 def step_of(page: Page) -> int:

@@ -6,7 +6,17 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from browsing import PATIENCE, PHONE, drop, expect_ready, field_value, open_fold, set_field, upload, visited
+from browsing import (
+    PATIENCE,
+    PHONE,
+    drop,
+    field_value,
+    make,
+    open_fold,
+    set_field,
+    upload,
+    visited,
+)
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving import Server
@@ -49,19 +59,6 @@ def set_small(page: Page) -> None:
     open_fold(page)
     for name, value in SMALL.items():
         set_field(page, name, value)
-
-
-def make(page: Page, path: Path) -> dict:
-    """Generate, and download the picture -> its settings."""
-    pictures = page.locator("#history [role=option]")
-    before = pictures.count()
-    page.locator("#generate").click()
-    expect(pictures).to_have_count(before + 1, timeout=3 * PATIENCE)
-    expect_ready(page)
-    with page.expect_download() as download:
-        page.locator("#download").click()
-    download.value.save_as(path)
-    return read_picture(path)
 
 
 def assert_is(path: Path, backend, **asked) -> None:

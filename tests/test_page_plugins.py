@@ -13,6 +13,7 @@ from browsing import (
     PATIENCE,
     expect_ready,
     field_value,
+    make,
     open_fold,
     set_field,
     upload,
@@ -28,7 +29,6 @@ from tiny import fill_hub, make_model
 from backends import load_backend
 from infu import ControlNet, GenerationRequest, IPAdapter, OminiControl, Person, generate
 from infu.hints import make_hint
-from infu.metadata import read_picture
 
 SMALL = {"width": 96, "height": 128, "num_steps": 2, "seed": 5}
 STYLE, CLIP = GOLDEN / "plugins/ip_adapter.safetensors", GOLDEN / "plugins/image_encoder"
@@ -88,19 +88,6 @@ def choose(page: Page, part: str, name: str, verdict: str) -> None:
     page.locator(f"#{part}_weights input").click()
     page.get_by_role("option", name=name).click()
     expect(page.locator(f"#{part}_verdict")).to_contain_text(verdict, timeout=PATIENCE)
-
-
-def make(page: Page, path: Path) -> dict:
-    """Generate, and download the picture -> its settings."""
-    pictures = page.locator("#history [role=option]")
-    before = pictures.count()
-    page.locator("#generate").click()
-    expect(pictures).to_have_count(before + 1, timeout=3 * PATIENCE)
-    expect_ready(page)
-    with page.expect_download() as download:
-        page.locator("#download").click()
-    download.value.save_as(path)
-    return read_picture(path)
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from infu import GenerationRequest, generate
 from infu.errors import NoFaceError
@@ -42,7 +43,7 @@ def train(settings: TrainSettings, say: Callable[[str], None]) -> None:
             if accelerator.is_main_process:
                 add_line(run_dir / LOG, asdict(log))
                 say(tell(log, settings.steps))
-            stop = any_process(accelerator, asked())
+            stop = any_process(asked(), accelerator.device)
             last = stop or log.step == settings.steps
             sampled = log.step % settings.sample_every == 0 and bool(settings.samples)
             saved = log.step % settings.save_every == 0
@@ -82,10 +83,12 @@ def draw_sample(sample: Sample, backend: Any, path: Path) -> float | None:
     return float(found @ backend.faces.embed([read_photo(sample.id_image)]))
 
 
-def any_process(accelerator: Any, asked: bool) -> bool:
+def any_process(asked: bool, device: torch.device | str = "cpu") -> bool:
     """Whether any of the processes was asked to stop: all of them must end at the same step."""
-    flag = torch.tensor(float(asked), device=accelerator.device)
-    return accelerator.reduce(flag, reduction="sum").item() > 0
+    flag = torch.tensor(float(asked), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(flag)
+    return flag.item() > 0
 
 
 @contextmanager

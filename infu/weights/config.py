@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infu.errors import BrokenFile
-from infu.weights.names import block_numbers
+from infu.weights.names import count_blocks
 
 
 def make_config(base: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -15,9 +15,10 @@ def make_config(base: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[
 
     try:
         head = width("transformer_blocks.0.attn.norm_q.weight", 0)
+        doubles, singles = count_blocks(checkpoint)
         config = {
-            "num_layers": len(block_numbers(checkpoint, "transformer_blocks")),
-            "num_single_layers": len(block_numbers(checkpoint, "single_transformer_blocks")),
+            "num_layers": doubles,
+            "num_single_layers": singles,
             "attention_head_dim": head,
             "num_attention_heads": width("x_embedder.weight", 0) // head,
             "in_channels": width("x_embedder.weight", 1),

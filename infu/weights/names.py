@@ -5,7 +5,7 @@ One module of BFL's may hold several of diffusers', one after another in its row
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
@@ -94,6 +94,14 @@ def bfl_targets(modules: Iterable[str], blocks=BLOCKS) -> dict[str, Target]:
 def block_numbers(names: Iterable[str], blocks: str) -> list[int]:
     found = (re.match(rf"{blocks}\.(\d+)\.", name) for name in names)
     return sorted({int(match[1]) for match in found if match})
+
+
+def count_blocks(names: Collection[str]) -> tuple[int, int]:
+    """How many double and how many single blocks there are, by diffusers' names."""
+    double, single = (
+        len(block_numbers(names, kind)) for kind in ("transformer_blocks", "single_transformer_blocks")
+    )
+    return double, single
 
 
 def spellings(modules: Iterable[str]) -> dict[str, Target]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backends.pytorch.dit import rotate
 from infu.weights.pulid import EVA_STATES, ROPE_THETA, Shapes, count_layers
 
 NORM_EPS = 1e-6
@@ -45,11 +46,10 @@ class EvaTower(nn.Module):
 
 
 def make_rope(side: int, head: int, span: int, device) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 (side * side, head), each number twice: the first half of a head turns by the
-    patch's row, the second by its column; positions r * span / side."""
+    """cos and sin, float32 (side * side, head / 2): the first half of a head turns by the patch's row, the
+    second by its column; positions r * span / side."""
     frequencies = ROPE_THETA ** -(torch.arange(0, head // 2, 2, dtype=torch.float32) / (head // 2))
     angles = torch.arange(side, dtype=torch.float32)[:, None] / side * span * frequencies  # (side, head / 4)
-    angles = angles.repeat_interleave(2, dim=-1)  # (side, head / 2)
     grid = torch.cat([angles[:, None].expand(-1, side, -1), angles[None].expand(side, -1, -1)], dim=-1)
     grid = grid.flatten(0, 1).to(device)  # row-major
     return grid.cos(), grid.sin()
@@ -83,17 +83,13 @@ class Attention(nn.Module):
             y.unflatten(-1, (-1, self.head)).transpose(1, 2)  # (B, H, 1 + P, D / H)
             for y in (self.q_proj(x) + self.q_bias, self.k_proj(x), self.v_proj(x) + self.v_bias)
         )
-        y = F.scaled_dot_product_attention(rotate(q, rope), rotate(k, rope), v)
+        y = F.scaled_dot_product_attention(rotate_patches(q, rope), rotate_patches(k, rope), v)
         return self.proj(self.inner_attn_ln(y.transpose(1, 2).flatten(2)))
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Neighbouring pairs of x (B, H, 1 + P, d) by their patch's angles; the CLS token stays."""
-    cos, sin = rope
-    patches = x[:, :, 1:].float()
-    even, odd = patches.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = patches * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
-    return torch.cat([x[:, :, :1], turned.to(x.dtype)], dim=2)
+def rotate_patches(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """x (B, H, 1 + P, d), turned by its patches' angles in float32; the CLS token stays."""
+    return torch.cat([x[:, :, :1], rotate(x[:, :, 1:], rope)], dim=2)
 
 
 class SwiGlu(nn.Module):

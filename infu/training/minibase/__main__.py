@@ -27,13 +27,13 @@ from infu.training.minibase import lora as loras
 from infu.training.minibase import table as tables
 from infu.training.minibase.export import export as export_base
 from infu.training.minibase.export import load_trained_base
-from infu.training.minibase.faces import export_appearance, find_family, find_spread
+from infu.training.minibase.faces import make_face_encoder
 from infu.training.minibase.hints import write_hints
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import make_base
 from infu.training.minibase.runs import LOG, Run, load_average
 from infu.training.plot import draw_losses
-from infu.training.run import read_log, stoppable
+from infu.training.run import any_process, read_log, stoppable
 from infu.training.shards import keep_appearance
 from infu.training.world import reader as readers
 from infu.training.world.dataset import part_shards, read_shards
@@ -131,12 +131,8 @@ def reader(
 @app.command()
 def faces(run: Folder, pictures: Pictures) -> None:
     """The face encoder, from the head's reader; and what it says of every picture."""
-    shards, recogniser = read_shards(pictures), load_recogniser(None)
-    reader, family, size = readers.load_reader(run, "head"), find_family(recogniser, shards), recogniser.size
-    export_appearance(reader, family, run / APPEARANCE)
-    raw = load_recogniser(run / APPEARANCE)
-    seen = [raw.embed(*identities.view(shards, n)[:2])[size:] for n in range(0, len(shards.pictures), 10)]
-    export_appearance(reader, family, run / APPEARANCE, find_spread(np.stack(seen)))
+    shards = read_shards(pictures)
+    make_face_encoder(readers.load_reader(run, "head"), shards, run / APPEARANCE)
     identities.embed_all(load_recogniser(run / APPEARANCE), shards, run / EMBEDDINGS)
 
 
@@ -180,7 +176,7 @@ def lora(
     encoded = data.choose(data.load_encoded(run, read_size(run)), loras.CHOICES[of](read_shards(pictures)))
     training = loras.open_lora(run, of, load_trained_base(run), steps)
     network = training.network
-    go(training, lambda step: loras.loss_of_lora(network, encoded, batch, SEED, step), 100)
+    go(training, lambda step: diffusion.loss_of_dit(network.base, encoded, batch, SEED, step), 100)
     loras.save_lora(network, out)
 
 
@@ -273,7 +269,7 @@ def go(training: Run, loss_of, every: int, sample=lambda step: None) -> None:
     with stoppable() as asked:
         for log in training.go(loss_of):
             recent = [*recent[1 - SAID :], log.loss]
-            stop = training.any_asked(asked())
+            stop = any_process(asked())
             last = stop or log.step == training.steps
             if training.rank == 0 and (log.step % SAID == 0 or last):
                 mean, minutes = sum(recent) / len(recent), log.seconds / 60

@@ -16,9 +16,9 @@ from torch import Tensor
 from backends.pytorch.backend import PytorchBackend
 from infu.hints import make_hint
 from infu.noise import pack_latents
-from infu.training.minibase.identities import PER_SHARD, tell, view
+from infu.training.minibase.identities import tell, view, write_all
 from infu.training.minibase.latents import load_latents
-from infu.training.shards import Encoded, write_black, write_dataset, write_shard
+from infu.training.shards import Encoded, write_black, write_dataset
 from infu.training.world.dataset import Shards
 
 HINT = "canny"
@@ -46,9 +46,7 @@ def write_hints(run: Path, backend: PytorchBackend, shards: Shards, out: Path) -
 
     nothing = np.zeros((height, width, 3), np.uint8)
     write_black(out, (width, height), halve(backend.encode_image(nothing)[0]))
-    for start in range(0, len(shards.pictures), PER_SHARD):
-        numbers = range(start, min(start + PER_SHARD, len(shards.pictures)))
-        write_shard(out, f"world-{start:06d}", [encode(n) for n in numbers])
+    write_all(out, len(shards.pictures), encode)
 
 
 def halve(tensor: Tensor) -> Tensor:

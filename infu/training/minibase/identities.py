@@ -7,12 +7,14 @@ caption tells hair and beard half of the time, so that the face has to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from infu.align import unit
 from infu.keypoints import draw_keypoints
 from infu.noise import pack_latents
 from infu.prompt import Tokenizers
@@ -24,7 +26,7 @@ from infu.training.shards import Encoded, write_black, write_dataset, write_shar
 from infu.training.world.captions import make_caption
 from infu.training.world.dataset import Shards
 from infu.training.world.people import Look, Person
-from infu.training.world.reader import MOVED, NUDGED, worsen
+from infu.training.world.reader import nudge, worsen
 from infu.whole import write_whole
 
 PER_SHARD = 500
@@ -46,9 +48,8 @@ def view(shards: Shards, n: int) -> tuple[np.ndarray, np.ndarray, np.random.Gene
 
 def embed(recogniser: Recogniser | Described, picture: np.ndarray, points: np.ndarray, rng) -> np.ndarray:
     """Of the picture made worse: float32 (E,), of unit length."""
-    nudged = points + (rng.normal(0, MOVED, 2) + rng.normal(0, NUDGED, (5, 2))) * np.ptp(points, axis=0).max()
-    vector = recogniser.embed(worsen(picture, rng, WORSE), nudged)
-    return vector / np.linalg.norm(vector)
+    nudged = nudge(points, rng)
+    return unit(recogniser.embed(worsen(picture, rng, WORSE), nudged))
 
 
 def embed_all(recogniser: Recogniser | Described, shards: Shards, path: Path) -> None:
@@ -67,23 +68,30 @@ def write_identities(
     about = {"base": base_name, "faces": "embedded", "embedding_size": embeddings.shape[1]}
     write_dataset(out, about | {"text_tokens": None, "settings": {"world": True}})
     write_black(out, (width, height), torch.from_numpy(pack_latents(black)[0]))
-    for start in range(0, len(shards.pictures), PER_SHARD):
-        numbers = range(start, min(start + PER_SHARD, len(shards.pictures)))
-        samples = []
-        for n in numbers:
-            picture, points, _ = view(shards, n)
-            both = np.stack([picture, draw_keypoints(points, width, height)])
-            packed = torch.from_numpy(pack_latents(latents.encode(both))).half()
-            caption = tell(shards.labels[n])
-            states, pooled = read(base, tokenizers, caption)
-            tensors = {
-                "latents": packed[0],
-                "control": packed[1],
-                "embedding": torch.from_numpy(embeddings[n]),
-            }
-            tensors |= {"states": states.half(), "pooled": pooled.half()}
-            samples.append(Encoded((width, height), tensors, {"name": str(n), "caption": caption}))
-        write_shard(out, f"world-{start:06d}", samples)
+
+    def encode(n: int) -> Encoded:
+        picture, points, _ = view(shards, n)
+        both = np.stack([picture, draw_keypoints(points, width, height)])
+        packed = torch.from_numpy(pack_latents(latents.encode(both))).half()
+        caption = tell(shards.labels[n])
+        states, pooled = read(base, tokenizers, caption)
+        tensors = {
+            "latents": packed[0],
+            "control": packed[1],
+            "embedding": torch.from_numpy(embeddings[n]),
+            "states": states.half(),
+            "pooled": pooled.half(),
+        }
+        return Encoded((width, height), tensors, {"name": str(n), "caption": caption})
+
+    write_all(out, len(shards.pictures), encode)
+
+
+def write_all(out: Path, count: int, encode: Callable[[int], Encoded]) -> None:
+    """Samples 0 to `count`, shard by shard."""
+    for start in range(0, count, PER_SHARD):
+        numbers = range(start, min(start + PER_SHARD, count))
+        write_shard(out, f"world-{start:06d}", [encode(n) for n in numbers])
 
 
 @torch.no_grad()

@@ -12,10 +12,8 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import nn
 
-from infu.training.loss import draw_noise, flow_error, mix
-from infu.training.minibase.data import Encoded, read_samples
 from infu.training.minibase.networks import Base
-from infu.training.minibase.runs import Loss, Run
+from infu.training.minibase.runs import Run
 from infu.training.world.dataset import Shards
 from infu.whole import write_whole
 
@@ -60,17 +58,6 @@ def open_lora(run: Path, name: str, base: Base, steps: int) -> Run:
     tuned = Tuned(base)
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
     return Run(run / f"lora_{name}", tuned, [optimizer], steps)
-
-
-def loss_of_lora(tuned: Tuned, encoded: Encoded, batch: int, seed: int, part: int) -> Loss:
-    positions = range(part * batch, (part + 1) * batch)
-    samples = read_samples(encoded, seed, positions)
-    latents = torch.from_numpy(samples.latents)
-    times, noise = draw_noise(seed, positions, latents.shape[1:])
-    base = tuned.base
-    states, pooled = base.read(torch.from_numpy(samples.t5), torch.from_numpy(samples.clip))
-    drawn = base(mix(latents, noise, times), times, encoded.size, states, pooled)
-    return Loss(flow_error(drawn, latents, noise).mean())
 
 
 def save_lora(tuned: Tuned, path: Path) -> None:

@@ -103,13 +103,6 @@ class Run:
                 gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
             )
 
-    def any_asked(self, asked: bool) -> bool:
-        """Whether any of the processes was asked to stop: all of them must end at the same step."""
-        flag = torch.tensor(int(asked))
-        if self.processes > 1:
-            dist.all_reduce(flag)
-        return bool(flag)
-
     def save(self) -> None:
         if self.rank:
             return

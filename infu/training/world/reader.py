@@ -150,12 +150,16 @@ def number(label: Mapping, name: str) -> np.ndarray:
 def view(shards: Shards, n: int, is_head: bool, rng: np.random.Generator) -> np.ndarray:
     picture, points = shards.pictures[n], shards.keypoints[n]
     if is_head:
-        moves = rng.normal(0, MOVED, 2) + rng.normal(0, NUDGED, (5, 2))
-        points = points + moves * np.ptp(points, axis=0).max()
-        picture = crop_head(picture, points)
+        picture = crop_head(picture, nudge(points, rng))
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
     return worsen(picture, rng, 1.0 if is_head else 0.4)
+
+
+def nudge(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Five points (5, 2) as a detector might find them."""
+    moves = rng.normal(0, MOVED, 2) + rng.normal(0, NUDGED, (5, 2))
+    return points + moves * np.ptp(points, axis=0).max()
 
 
 def worsen(picture: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
