@@ -15,7 +15,7 @@ from typing import Any
 from infu.checks import shown
 from infu.errors import InfuError, InvalidRequest, MissingFile, UnknownName
 from infu.options import check_lora, check_photos, find_file
-from infu.plugin_json import read_plugin
+from infu.plugin_json import MASK, read_plugin, read_value
 from infu.plugins import Lora
 from infu.request import GenerationRequest
 
@@ -57,6 +57,7 @@ def read_line(line: bytes, folder: Path) -> GenerationRequest:
             values[key] = find(key, values[key], folder)
     values["id_images"] = [find("id_images", name, folder) for name in read_list(values, "id_images")]
     look = partial(find_file, folder)
+    values["id_mask"] = read_value(MASK, values.get("id_mask"), look)
     plugins = [read_plugin(plugin, look) for plugin in read_list(values, "plugins")]
     values["plugins"] = [check_lora(plugin) if isinstance(plugin, Lora) else plugin for plugin in plugins]
     return check_photos(GenerationRequest(**values))

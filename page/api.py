@@ -22,6 +22,7 @@ from page.uploads import (
     read_address,
     read_loras,
     read_plugins,
+    read_region,
     read_upload,
     save_hint_file,
     save_picture_file,
@@ -50,6 +51,7 @@ def wire_api(
             "num_steps": gr.Number(None, label="Steps", precision=0),
         }
         own_scale = gr.Number(None, label="Strength of the LoRAs")
+        region = gr.JSON(label="Where the person is")
         address = gr.Textbox(label="Address of the photograph")
         kind = gr.Textbox("canny", label="Kind of the hint")
         picture = gr.Image(label="Picture", format="png")
@@ -57,7 +59,20 @@ def wire_api(
         made = gr.JSON(label="Settings of each picture")
     endpoints = Endpoints(studio)
     settings = [left_open.get(name, made) for name, made in [*released.items()][3:]]
-    asked = [photo, photos, control, prompt, negative, true_cfg, count, *settings, loras, own_scale, plugins]
+    asked = [
+        photo,
+        photos,
+        control,
+        prompt,
+        negative,
+        true_cfg,
+        count,
+        *settings,
+        loras,
+        own_scale,
+        plugins,
+        region,
+    ]
     run = RAW | ON_DEVICE
     gr.on([], endpoints.generate_image, [*released.values()], picture, api_name="generate_image", **run)
     gr.on([], endpoints.generate, asked, [gallery, made], api_name="generate", **run)
@@ -153,11 +168,13 @@ class Endpoints:
         loras: list[dict] | None = None,
         lora_scale: float | None = None,
         plugins: list[dict] | None = None,
+        id_mask: str | list | dict | None = None,
     ) -> Iterator[tuple[Any, Any]]:
         """Several pictures, from one or several photographs of a person, or from none. Answers with the
         pictures and the settings of each; while they are being made, with the step. `plugins`: JSON objects
-        as infu/plugin_json.py has them, pictures and files sent as uploads. `num_steps`, `guidance_scale` and
-        `lora_scale` left out are what the model and the LoRAs were made for."""
+        as infu/plugin_json.py has them, pictures and files sent as uploads. `id_mask`: where the person is,
+        as a `mask` among them. `num_steps`, `guidance_scale` and `lora_scale` left out are what the model and
+        the LoRAs were made for."""
         events = self.studio.events(
             model_version,
             enable_realism,
@@ -166,6 +183,7 @@ class Endpoints:
             id_image=read_upload(id_image),
             id_images=tuple(map(read_upload, check_list("id_images", id_images))),
             control_image=read_upload(control_image),
+            id_mask=read_region(id_mask),
             prompt=prompt,
             negative_prompt=negative_prompt,
             true_cfg_scale=true_cfg_scale,

@@ -26,7 +26,7 @@ from infu.errors import InvalidRequest, PhotoError
 from infu.images import read_photo
 from infu.metadata import save_picture
 from infu.pipeline import Result, Step
-from infu.plugin_json import MASK, PICTURES, read_plugin
+from infu.plugin_json import MASK, PICTURES, read_plugin, read_value
 from infu.plugins import Lora, Plugin
 
 PREVIEW_SECONDS = 0.25  # at most four previews a second
@@ -108,6 +108,12 @@ def read_plugins(sent: list[dict[str, Any]] | None) -> tuple[Plugin, ...]:
     """Plug-ins that a client wrote as JSON (infu/plugin_json.py), its files and pictures sent as uploads.
     Raises `PhotoError`, `InvalidRequest`."""
     return tuple(read_plugin(plugin, find_sent) for plugin in check_list("plugins", sent))
+
+
+def read_region(sent: Any) -> Any:
+    """Where a client says that the person is: a region's name, a box, rows of numbers, or a picture sent as
+    an upload. Raises `PhotoError`, `InvalidRequest`."""
+    return read_value(MASK, sent, find_sent)
 
 
 def find_sent(field: str, value: Any) -> Any:

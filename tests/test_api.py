@@ -18,12 +18,12 @@ from golden import GOLDEN
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
-from PIL import Image
+from PIL import Image, ImageOps
 from serving import ROOT, Server, served
 from skimage.data import astronaut, brick
 
 from backends import load_backend
-from infu import GenerationRequest, generate
+from infu import GenerationRequest, Person, generate
 from infu.hints import make_hint
 from infu.metadata import read_picture
 from infu.models import MINI
@@ -47,7 +47,7 @@ RELEASED = [
 ]
 FURTHER = [
     *("id_image", "id_images", "negative_prompt", "true_cfg_scale", "num_images"),
-    *("loras", "lora_scale", "plugins"),
+    *("loras", "lora_scale", "plugins", "id_mask"),
 ]
 SMALL = {"prompt": "a portrait", "seed": 7, "width": 128, "height": 160, "num_steps": 3}
 ERRORS = [  # what is sent, the settings, what the client is told
@@ -170,6 +170,35 @@ def test_a_plugin_that_a_client_sends_is_used_and_no_file_of_the_server_is(clien
         further(pulid=str(tiny), id_tokens=tokens)
     with pytest.raises(AppError, match="image must be an upload"):
         further(pulid="0.9.1", image=str(photo))
+
+
+def test_two_people_in_one_picture_are_what_the_library_makes_of_them(client: Client, photo: Path, tmp_path):
+    mirrored, mask = tmp_path / "mirrored.png", tmp_path / "mask.png"
+    ImageOps.mirror(Image.open(photo)).save(mirrored)
+    white = np.zeros((160, 128), np.uint8)
+    white[:, :64] = 255
+    Image.fromarray(white).save(mask)
+    person = {"person": True, "mask": "right", "id_image": handle_file(mirrored)}
+    asked = SMALL | {"id_image": handle_file(photo), "plugins": [person], "api_name": "/generate"}
+    made = [
+        np.asarray(Image.open(client.predict(**asked, **where)[0][0]["image"]))
+        for where in (
+            {"id_mask": "left"},
+            {"id_mask": [0, 0, 0.5, 1]},
+            {"id_mask": (white // 255).tolist()},
+            {"id_mask": handle_file(mask)},
+            {},
+        )
+    ]
+    request = GenerationRequest(id_image=photo, plugins=[Person("right", mirrored)], **SMALL)
+    backend = load_backend()
+    expected = [generate(request.replace(id_mask=where), backend).image for where in ("left", None)]
+    for i, picture in enumerate(made):
+        np.testing.assert_array_equal(picture, np.asarray(expected[i == 4]), err_msg=str(i))
+    assert (made[0] != made[-1]).any()
+    for wrong, told in {"lefft": "Did you mean 'left'", str(mask): "mask must be an upload"}.items():
+        with pytest.raises(AppError, match=told):
+            client.predict(**asked, id_mask=wrong)
 
 
 @pytest.mark.parametrize("sent, changes, sentence", ERRORS)

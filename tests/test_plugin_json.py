@@ -72,6 +72,8 @@ def test_line_of_a_batch_looks_at_the_pictures_of_its_plugins(folder: Path):
     line = {"prompt": "a", "plugins": [{"pulid": "0.9.1", "image": "face.png"}]}
     (plugin,) = read_line(json.dumps(line).encode(), folder).plugins
     assert plugin.path == "0.9.1" and plugin.image == folder / "face.png"
+    for mask, found in (("face.png", folder / "face.png"), ("left", "left"), ([0, 0, 1, 0.5],) * 2):
+        assert read_line(json.dumps(line | {"id_mask": mask}).encode(), folder).id_mask == found
     (folder / "face.png").write_bytes(b"text")
     with pytest.raises(PhotoError):
         read_line(json.dumps(line).encode(), folder)
