@@ -12,11 +12,12 @@ import skimage
 import torch
 from onnx import TensorProto, helper
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from backends import load_backend
-from infu import ControlNet, GenerationRequest, find_faces, generate
+from backends.mlx.plugins.vision import encode_picture
+from infu import ControlNet, GenerationRequest, IPAdapter, find_faces, generate
 from infu.align import CROP, HEAD, HEAD_CENTRE, HEAD_REGION, align, crop_head, unit
 from infu.errors import InfuError, MissingFile
 from infu.recognisers import load_recogniser
@@ -254,6 +255,52 @@ def test_a_controlnet_learns_edges_and_draws_alike_on_both_backends(world, tmp_p
     for changes, held in (({"network": "infusenet"}, "holds canny hints"), ({"data": [world]}, "no data")):
         with pytest.raises(InfuError, match=held):
             train(example.model_copy(update=folders | few | changes), lambda text: None)
+
+
+def test_a_style_adapter_learns_pictures_and_draws_alike_on_both_backends(world, tmp_path, astronaut):
+    run, base, styles = world / "run", tmp_path / "base", tmp_path / "styles"
+    export(run, base, SIZE)
+    (weights,) = (base / "transformer").glob("*.safetensors")
+    rng, tensors = np.random.default_rng(0), load_file(weights)  # its gates are zero: attention is unheard
+    save_file({n: (t + rng.normal(0, 0.05, t.shape)).astype(t.dtype) for n, t in tensors.items()}, weights)
+    adapter = tmp_path / "style"
+    tower, given = adapter / "image_encoder", (f"--pictures={world / 'shards'}", f"--base={base}")
+    command = ["styles", str(run), *given, f"--encoder={tower}", f"--out={styles}"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert sum(file.stat().st_size for file in tower.iterdir()) < 3e5
+    backends = {name: load_backend(name, base, dtype="float32") for name in ("pytorch", "mlx")}
+    (path,) = (styles / "shards").glob("*.safetensors")
+    sample, rows = load_file(path), read_rows(path)
+    for n in (0, len(rows) - 1):
+        picture, _, _ = identities.view(read_shards(world / "shards"), n)
+        seen = encode_picture(backends["mlx"], tower, picture)[0]
+        np.testing.assert_allclose(sample["embedding"][n], seen, rtol=0, atol=1e-5)
+    assert sample["embedding"].std(0).mean() > 0.2  # pictures differ in it
+    short = [row["caption"] in ("a man", "a woman") for row in rows]
+    assert any(short) and not all(short)
+
+    example = read_settings(TrainSettings, EXAMPLES / "style.yaml")
+    folders = {"data": [styles], "model_dir": adapter, "run_dir": tmp_path / "run"}
+    folders["base_model_path"] = str(base)
+    few = {"steps": 2, "batch": 4, "micro_batch": 4, "save_dtype": "float32", "warmup_steps": 0}
+    few |= {"cooldown_steps": 0, "learning_rate": 0.1}  # so that two steps are seen
+    train(example.model_copy(update=folders | few), lambda text: None)
+    latents = {}
+    for name, backend in backends.items():
+        request = GenerationRequest(prompt="a woman", width=64, height=80, num_steps=2, seed=1)
+        for scale in (None, 1):
+            plugins = [IPAdapter(adapter, astronaut, scale, image_encoder=tower)] if scale is not None else []
+            latents[name, scale] = generate(request.replace(plugins=plugins), backend).latents
+        assert np.abs(latents[name, 1] - latents[name, None]).max() > 1e-3
+    np.testing.assert_allclose(latents["pytorch", 1], latents["mlx", 1], rtol=0, atol=1e-4)
+    for network in ("infusenet", "controlnet"):
+        with pytest.raises(InfuError, match=f"style pictures, on which no {network}"):
+            train(example.model_copy(update=folders | few | {"network": network}), lambda text: None)
+    other = {name: -array for name, array in load_file(tower / "model.safetensors").items()}
+    save_file(other, tower / "model.safetensors")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code != 0 and "made with another encoder" in str(result.exception)
 
 
 def test_stage_twos_sources_are_photographs_and_prompts_of_one_sex(world, tmp_path):

@@ -55,7 +55,7 @@ class TrainSettings(Settings):
     run_dir: Path  # states to go on from, the log, the plot, sample pictures
     base_model_path: str | None = None  # None: the mini base
     start_from: Path | None = None  # stage 2: the model_dir that holds stage 1; None: this one
-    # "ip_adapter": one for identity, to compare; "controlnet": one on data that holds hints, not faces.
+    # "ip_adapter": on faces, to compare, or on style pictures; "controlnet": on hints.
     network: Literal["infusenet", "ip_adapter", "controlnet"] = "infusenet"
     # double, single: 4 and 10 blocks beside FLUX's; 0: none of that kind
     blocks_per_residual: tuple[Natural, Natural] = (5, 4)

@@ -181,9 +181,13 @@ class Trainer:
                 "Train on "
                 "data that was made with the same base."
             )
-        hint, network = self.shards.datasets[0].get("hint"), self.settings.network
-        if (hint is not None) != (network == "controlnet"):
-            held = "faces" if hint is None else f"{hint} hints"
+        dataset, network = self.shards.datasets[0], self.settings.network
+        held, trains = "faces", ("infusenet", "ip_adapter")
+        if dataset.get("hint") is not None:
+            held, trains = f"{dataset['hint']} hints", ("controlnet",)
+        elif dataset["faces"] is None:
+            held, trains = "style pictures", ("ip_adapter",)
+        if network not in trains:
             raise InvalidRequest(
                 f"The data holds {held}, on which no {network} trains. Name other data, or another network."
             )

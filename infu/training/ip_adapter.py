@@ -1,6 +1,6 @@
-"""An IP-Adapter for identity, to compare with (arXiv 2308.06721): decoupled attention to tokens of the face,
-in every block of the frozen base. The layout is InstantX's FLUX.1-dev-IP-Adapter, the paper's "FLUX.1-dev
-IPA", with the face embedding where that has SigLIP's vector."""
+"""An IP-Adapter (arXiv 2308.06721): decoupled attention to tokens of a picture, in every block of the frozen
+base. The layout is InstantX's FLUX.1-dev-IP-Adapter, the paper's "FLUX.1-dev IPA": for style with SigLIP's
+vector, for identity, to compare with, with the face embedding in its place."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

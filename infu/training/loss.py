@@ -23,14 +23,14 @@ BINS = 10  # of t, in which the loss is logged too: a mean over t hides what hap
 @dataclass(frozen=True, eq=False)
 class Batch:
     """B samples of one size, encoded. `latents` (B, L, 64): x0; `control` (B, L, 64): the control image's, or
-    the hint's; `embedding` (B, E): the face's, None where there is a hint; `states` (B, T, joint width) and
-    `pooled` (B, P): the caption, None until it is encoded.
+    the hint's, None for a style IP-Adapter; `embedding` (B, E): the face's or the style picture's, None where
+    there is a hint; `states` (B, T, joint width) and `pooled` (B, P): the caption, None until it is encoded.
     """
 
     width: int
     height: int
     latents: Tensor
-    control: Tensor
+    control: Tensor | None
     embedding: Tensor | None
     states: Tensor | None
     pooled: Tensor | None

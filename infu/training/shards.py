@@ -3,8 +3,9 @@
 A shard is one safetensors file of N samples of one picture size, `NAME-WxH-N.safetensors`: `latents` and
 `control` (N, L, 64), the second of the five-point drawing, `embedding` (N, E), and, unless captions are
 encoded during training, `states` (N, T, joint width) and `pooled` (N, P). For a ControlNet `control` is of
-the hint, whose kind `dataset.json` names, and there is no embedding. Its header holds of each sample its
-name, its caption and all its scores. `black-WxH.safetensors` holds the black control picture's latents of
+the hint, whose kind `dataset.json` names, and there is no embedding; for a style IP-Adapter there is no
+`control`, and `embedding` is the picture's own. Its header holds of each sample its name, its caption and all
+its scores. `black-WxH.safetensors` holds the black control picture's latents of
 each size, and `dataset.json` what was encoded with what.
 """
 
@@ -98,6 +99,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return json.loads(open_shard(path).metadata()["rows"])
 
 
+@lru_cache(maxsize=OPEN)
+def load_black(folder: Path, size: tuple[int, int]) -> Tensor:
+    return load_file(folder / BLACK.format(*size))["control"]
+
+
 class Shards:
     """All samples of some folders, numbered from 0."""
 
@@ -105,12 +111,12 @@ class Shards:
         """Raises `MissingFile` where a folder has no shard, `InvalidRequest` where they do not go
         together."""
         self.datasets = [read_dataset(folder) for folder in folders]
-        for key in ("base", "faces", "embedding_size", "text_tokens", "hint"):
+        for key in ("base", "faces", "embedding_size", "text_tokens", "hint", "encoder"):
             if len({json.dumps(dataset.get(key)) for dataset in self.datasets}) > 1:
                 raise InvalidRequest(
                     f"The folders of data differ in their {key}. Train on folders that were made alike."
                 )
-        self.paths, self.sizes, counts, self._black = [], [], [], {}
+        self.paths, self.sizes, counts = [], [], []
         for folder in folders:
             paths = sorted((folder / SHARDS).glob("*.safetensors"))
             if not paths:
@@ -122,9 +128,6 @@ class Shards:
                 self.paths.append(path)
                 self.sizes.append((width, height))
                 counts.append(count)
-                if (width, height) not in self._black:
-                    black = load_file(folder / BLACK.format(width, height))
-                    self._black[width, height] = black["control"]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
 
     def __len__(self) -> int:
@@ -147,18 +150,18 @@ class Shards:
         return read_rows(self.paths[i])[place]["caption"]
 
     def read(self, numbers: Sequence[int], with_points: Sequence[bool]) -> Batch:
-        """Samples of one size. Where `with_points` is False the control image is black. Text is None where
-        the folders hold captions alone."""
+        """Samples of one size. Where `with_points` is False the control image is black. What the folders do
+        not hold is None."""
         tensors: dict[str, list[Tensor]] = {}
         for number, points in zip(numbers, with_points, strict=True):
             i, place = self.find(number)
             shard = open_shard(self.paths[i])
             for name in shard.keys():
                 tensors.setdefault(name, []).append(shard.get_slice(name)[place])
-            if not points:
-                tensors["control"][-1] = self._black[self.sizes[i]]
+            if "control" in tensors and not points:
+                tensors["control"][-1] = load_black(self.paths[i].parents[1], self.sizes[i])
         stacked = {name: torch.stack(values) for name, values in tensors.items()}
-        return Batch(*self.sizes[i], **dict.fromkeys(("embedding", "states", "pooled")) | stacked)
+        return Batch(*self.sizes[i], **dict.fromkeys(("control", "embedding", "states", "pooled")) | stacked)
 
 
 class Order:

@@ -14,8 +14,9 @@ def make_config(base: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[
         return checkpoint[name].shape[axis]
 
     try:
-        head = width("transformer_blocks.0.attn.norm_q.weight", 0)
         doubles, singles = count_blocks(checkpoint)
+        kind = "transformer" if doubles or not singles else "single_transformer"  # a ControlNet may lack one
+        head = width(f"{kind}_blocks.0.attn.norm_q.weight", 0)
         config = {
             "num_layers": doubles,
             "num_single_layers": singles,

@@ -28,10 +28,11 @@ from infu.training.minibase import table as tables
 from infu.training.minibase.export import export as export_base
 from infu.training.minibase.export import load_trained_base
 from infu.training.minibase.faces import make_face_encoder
-from infu.training.minibase.hints import write_hints
 from infu.training.minibase.latents import load_latents
 from infu.training.minibase.networks import make_base
+from infu.training.minibase.plugins import write_hints, write_styles
 from infu.training.minibase.runs import LOG, Run, load_average
+from infu.training.minibase.tower import write_tower
 from infu.training.plot import draw_losses
 from infu.training.run import any_process, read_log, stoppable
 from infu.training.shards import keep_appearance
@@ -145,6 +146,20 @@ def hints(
 ) -> None:
     """A canny ControlNet's samples for `python -m infu train`."""
     write_hints(run, load_backend("pytorch", base, dtype="float32"), read_shards(pictures), out)
+
+
+@app.command()
+def styles(
+    run: Folder,
+    pictures: Pictures,
+    base: Annotated[Path, typer.Option(help="what `export` wrote")],
+    encoder: Annotated[Path, typer.Option(help="SigLIP's folder; made, tiny, where there is none")],
+    out: Annotated[Path, typer.Option()],
+) -> None:
+    """A style IP-Adapter's samples for `python -m infu train`, and the image encoder it will read by."""
+    if not encoder.exists():
+        write_tower(encoder)
+    write_styles(run, load_backend("pytorch", base, dtype="float32"), read_shards(pictures), encoder, out)
 
 
 @app.command()
