@@ -26,6 +26,7 @@ def read_case(name: str) -> tuple[GenerationRequest, dict[str, np.ndarray]]:
         "width": values["w"],
         "height": values["h"],
         "seed": values["seed"],
+        "num_images": len(arrays["noise"]),
         "num_steps": values["steps"],
         "guidance_scale": values["g"],
         "negative_prompt": values.get("neg_prompt"),

@@ -29,10 +29,8 @@ def backend(request):
 def test_latents_are_the_released_codes(backend, case):
     request, golden = read_case(case)
     result = generate(request, backend, noise=golden["noise"])
-    # float32, latents of size 4; the mildest mistake of golden/plugins/README.md is 0.027. MLX's T5 is off by
-    # 2e-4 on this tiny one, which a true guidance of 4 multiplies: 1.03e-4; with torch's states it is 3.3e-5.
-    tolerance = 1.2e-4 if (backend.name, case) == ("mlx", "xlabs_cfg") else 1e-4
-    np.testing.assert_allclose(result.latents, golden["latents"], rtol=0, atol=tolerance)
+    # float32, latents of size 4; the mildest mistake of golden/plugins/README.md is 0.027.
+    np.testing.assert_allclose(result.latents, golden["latents"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(result.pixels[0], golden["image"], rtol=0, atol=1e-4)
 
 

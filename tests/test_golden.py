@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden import FOLDERS, GOLDEN, LORA_CASES, read_golden
 from PIL import Image
+from plugin_cases import read_case
 
 from backends import load_backend
 from infu import generate
@@ -34,12 +35,22 @@ def test_picture_is_the_released_pipelines(backend, case):
     assert np.abs(levels - golden.image * 255).max() <= 1  # half of it is the rounding to 8 bits
 
 
-def test_identity_tokens_and_latents_are_the_released_ones(backend):
-    golden = read_golden("plain")
+@pytest.mark.parametrize("case", ["plain", "control"])
+def test_identity_tokens_and_latents_are_the_released_ones(backend, case):
+    golden = read_golden(case)
     tokens = backend.numpy(backend.project_identity(golden.request.id_embedding))
     np.testing.assert_allclose(tokens, golden.arrays["tokens"], rtol=0, atol=1e-5)
     result = generate(golden.request, backend, noise=golden.noise)
     np.testing.assert_allclose(result.latents, golden.arrays["latents"], rtol=0, atol=1e-4)  # of size 4
+
+
+@pytest.mark.parametrize("case", ["infu_cfg", "batch"])
+def test_true_guidance_and_a_batch_are_the_released_ones(backend, case):
+    request, arrays = read_case(case)
+    result = generate(request, backend, noise=arrays["noise"])
+    np.testing.assert_allclose(result.latents, arrays["latents"], rtol=0, atol=1e-4)  # of size 4
+    images = arrays["images"] if case == "batch" else arrays["image"][None]
+    np.testing.assert_allclose(result.pixels, images, rtol=0, atol=TOLERANCE[backend.name])
 
 
 def test_a_run_ended_early_keeps_the_picture_that_its_last_step_foresees(backend):
