@@ -23,7 +23,7 @@ from infu.errors import InfuError, MissingFile
 from infu.recognisers import load_recogniser
 from infu.training.config import DataSettings, TrainSettings, read_settings
 from infu.training.encode import Examiner, load_faces
-from infu.training.judge import TEMPLATE, Judge, name_nearest
+from infu.training.judge import TEMPLATE, Judge, rank
 from infu.training.minibase import autoencoder, data, diffusion, identities, table
 from infu.training.minibase.__main__ import app
 from infu.training.minibase.export import export
@@ -354,9 +354,9 @@ def test_a_missing_judge_is_named(tmp_path):
         Judge(tmp_path / "judge.onnx")
 
 
-def test_the_nearest_is_named():
-    known = [np.array([0.0, 0]), np.array([3.0, 4])]
-    assert name_nearest(np.array([1.0, 2]), known) == 0 and name_nearest(np.array([2.0, 3]), known) == 1
+def test_those_known_are_ranked_by_their_distance():
+    known = [np.array([0.0, 0]), np.array([3.0, 4]), np.array([9.0, 9])]
+    assert rank(np.array([1.0, 2]), known) == [0, 1, 2] and rank(np.array([7.0, 7]), known) == [2, 1, 0]
 
 
 def test_the_table_counts_who_is_right_and_what_is_obeyed(world, judge):
@@ -373,12 +373,13 @@ def test_the_table_counts_who_is_right_and_what_is_obeyed(world, judge):
             return {name: [table.ASKED[0].facts.get(name)] for name in names}
 
     row = table.measure(people, judge, Told(), lambda one, prompt, seed: one.photo.picture)
-    assert row["face"] == row["right"] == 1  # each photograph is nearest to itself
+    assert row["face"] == row["right"] == row["farther"] == 1  # each photograph is nearest to itself
+    assert row["skin"] == pytest.approx(1, abs=0.1)  # but for where the detector sees the points
     assert row["colour"] == pytest.approx(1 / 6) and row["expression"] == pytest.approx(1 / 5)
     facts = [fact for asked in table.ASKED for fact in asked.facts.items()]
     obeyed = sum(table.ASKED[0].facts.get(name) == value for name, value in facts) / len(facts)
     assert row["obeyed"] == pytest.approx(obeyed)
     wrong = table.measure(people, judge, Told(), lambda one, prompt, seed: people[0].photo.picture)
-    assert wrong["right"] == pytest.approx(1 / 3)
+    assert wrong["right"] == pytest.approx(1 / 3) and wrong["farther"] == pytest.approx(0.5, abs=0.2)
     text = table.as_markdown({"one": row})
-    assert text.splitlines()[2].startswith("| one | 100 % | 100 % |")
+    assert text.splitlines()[2].startswith("| one | 100 % | 100 % | 100 % |")

@@ -35,8 +35,13 @@ class Judge:
 
     def __call__(self, picture: np.ndarray) -> np.ndarray | None:
         """uint8 RGB (H, W, 3) -> float32 (128,) of its first face; None where none is found."""
+        keypoints = self.find(picture)
+        return None if keypoints is None else self.see(picture, keypoints)
+
+    def find(self, picture: np.ndarray) -> np.ndarray | None:
+        """The five points (5, 2) of its first face; None where none is found."""
         faces = self._faces.find(picture)
-        return self.see(picture, faces[0].keypoints) if faces else None
+        return faces[0].keypoints if faces else None
 
     def see(self, picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
         crop = cv2.warpAffine(picture, fit_similarity(keypoints, TEMPLATE), (SIZE, SIZE))
@@ -44,6 +49,6 @@ class Judge:
         return self._session.run(None, {self._input: pixels})[0][0]
 
 
-def name_nearest(seen: np.ndarray, known: Sequence[np.ndarray]) -> int:
-    """Which of those known a face is nearest to."""
-    return int(np.argmin(np.linalg.norm(np.stack(known) - seen, axis=1)))
+def rank(seen: np.ndarray, known: Sequence[np.ndarray]) -> list[int]:
+    """Those known, by number, from the one nearest to a face to the farthest."""
+    return np.argsort(np.linalg.norm(np.stack(known) - seen, axis=1), kind="stable").tolist()

@@ -1,7 +1,7 @@
 """How good the mini model is, measured on people whom it has never seen: docs/training.md holds the table.
 
 24 people, six prompts each. Likeness: is the nearest of the 24 the right one, to a judge that no training
-saw? Obedience: what a reader, trained on renders alone, sees of what the prompt says. Beside the model stand
+saw, how many of the others are farther off, and does the skin go with the photograph's? Obedience: what a reader, trained on renders alone, sees of what the prompt says. Beside the model stand
 the plain base, an IP-Adapter for identity, and the ceiling: other true renders of the same people.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from infu import GenerationRequest, IPAdapter, generate
-from infu.training.judge import Judge, name_nearest
+from infu.align import align
+from infu.training.judge import Judge, rank
 from infu.training.world.captions import HAIRCUTS
 from infu.training.world.people import Look, make_look, make_person
 from infu.training.world.reader import Reader
@@ -98,23 +99,33 @@ def obey(look: Look, asked: Asked) -> Look:
 
 
 def measure(people: Sequence[Unseen], judge: Judge, reader: Reader, draw: Draw) -> dict[str, float]:
-    """-> shares: `face` found, `right` person of all pictures, each fact obeyed, and their mean `obeyed`."""
+    """-> shares: `face` found, `right` person of all pictures; of those with a face the mean share of the others
+    who are `farther` off than the right one (chance: a half), and the correlation of their `skin` with the
+    photograph's; each fact obeyed, and their mean `obeyed`."""
     known = [judge.see(one.photo.picture, one.photo.keypoints) for one in people]
-    right, found, facts = 0, 0, {}
+    right, farther, skins, facts = 0, [], [], {}
     for i, one in enumerate(people):
         for k, asked in enumerate(ASKED):
             picture = draw(one, asked.words.format(one.word), k)
-            seen = judge(picture)
-            if seen is not None:
-                found += 1
-                right += name_nearest(seen, known) == i
+            keypoints = judge.find(picture)
+            if keypoints is not None:
+                order = rank(judge.see(picture, keypoints), known)
+                right += order[0] == i
+                farther.append(1 - order.index(i) / max(1, len(people) - 1))
+                skins.append((see_skin(picture, keypoints), see_skin(one.photo.picture, one.photo.keypoints)))
             read = reader.read(picture[None])
             for name, value in asked.facts.items():
                 facts.setdefault(name, []).append(read[name][0] == value)
     count = len(people) * len(ASKED)
     obeyed = {name: float(np.mean(values)) for name, values in facts.items()}
     whole = float(np.mean([value for values in facts.values() for value in values]))
-    return {"face": found / count, "right": right / count} | obeyed | {"obeyed": whole}
+    likeness = {"farther": float(np.mean(farther)), "skin": float(np.corrcoef(np.transpose(skins))[0, 1])}
+    return {"face": len(farther) / count, "right": right / count} | likeness | obeyed | {"obeyed": whole}
+
+
+def see_skin(picture: np.ndarray, keypoints: np.ndarray) -> float:
+    """How light the middle of the face is, between eyes and mouth, 0..255."""
+    return float(align(picture, keypoints)[55:90, 38:74].mean())
 
 
 def measure_scales(
