@@ -99,9 +99,9 @@ def obey(look: Look, asked: Asked) -> Look:
 
 
 def measure(people: Sequence[Unseen], judge: Judge, reader: Reader, draw: Draw) -> dict[str, float]:
-    """-> shares: `face` found, `right` person of all pictures; of those with a face the mean share of the others
-    who are `farther` off than the right one (chance: a half), and the correlation of their `skin` with the
-    photograph's; each fact obeyed, and their mean `obeyed`."""
+    """-> shares: `face` found, `right` person of all pictures; of those with a face the mean share of the
+    others who are `farther` off than the right one (chance: a half), and the correlation of their `skin` with
+    the photograph's; each fact obeyed, and their mean `obeyed`."""
     known = [judge.see(one.photo.picture, one.photo.keypoints) for one in people]
     right, farther, skins, facts = 0, [], [], {}
     for i, one in enumerate(people):
