@@ -1,8 +1,9 @@
 """How good the mini model is, measured on people whom it has never seen: docs/training.md holds the table.
 
 24 people, six prompts each. Likeness: is the nearest of the 24 the right one, to a judge that no training
-saw, how many of the others are farther off, and does the skin go with the photograph's? Obedience: what a reader, trained on renders alone, sees of what the prompt says. Beside the model stand
-the plain base, an IP-Adapter for identity, and the ceiling: other true renders of the same people.
+saw, how many of the others are farther off, and does the skin go with the photograph's? Obedience: what a
+reader, trained on renders alone, sees of what the prompt says. Beside the model stand the plain base, an
+IP-Adapter for identity, and the ceiling: other true renders of the same people.
 """
 
 from __future__ import annotations
