@@ -19,6 +19,7 @@ from infu.face import FaceStack
 from infu.few_steps import Recipe, read_base_recipe
 from infu.flow import Scheduler, read_flow
 from infu.hooks import NOTHING, Additions, Infused, Run, Runner, total
+from infu.memory import has_room
 from infu.models import ModelFiles, find_lora_file
 from infu.plugins import Lora, Plugin
 from infu.preview import LatentColours, read_latent_colours
@@ -177,8 +178,11 @@ class Backend(ABC):
 
     def network(self, kind: str, path: str | Path, load: Callable[[], T]) -> T:
         """The network of a plug-in, or one that looks at its picture, by the file or folder it is in: loaded
-        once and shared by the requests, until `drop_networks`."""
-        return self._networks(kind, identify(path), load)
+        once and shared by the requests, until memory is short: those that lie unused go first."""
+        key = identify(path)
+        if not self._networks.holds(kind, key) and not has_room(Path(path)):
+            self.drop_networks()
+        return self._networks(kind, key, load)
 
     def drop_networks(self) -> None:
         """Forget the plug-ins' networks; they are loaded again when they are next wanted."""

@@ -31,6 +31,10 @@ class Cache:
                 kept.popitem(last=False)
             return kept[key]
 
+    def holds(self, kind: str, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._kinds.get(kind, ())
+
     def clear(self, *kinds: str) -> None:
         """Forget these kinds, or everything."""
         with self._lock:

@@ -224,6 +224,12 @@ def read_machine() -> dict[str, Any]:
     }
 
 
+def has_room(path: Path) -> bool:
+    """Whether what a file holds, or a folder's files, has room in the main memory that is free at present."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file()) <= psutil.virtual_memory().available
+
+
 def read_nvidia() -> tuple[str, int] | None:
     """Name and bytes of the NVIDIA card in use, asked of its driver, not of torch: that would load it."""
     index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()

@@ -1,12 +1,15 @@
 """What plug-ins take of memory: counted from files as safetensors, diffusers and the manifests count it, held
 as the backends hold it; and a request for which there is no room is refused before it starts."""
 
+import gc
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from golden import FOLDERS, GOLDEN
@@ -18,6 +21,7 @@ from backends import load_backend
 from backends.pytorch.load import build_infusenet
 from backends.pytorch.plugins.ip_adapter import make_keys
 from infu import IPAdapter, Lora, OminiControl, PuLID, generate, plugin_sizes, room
+from infu.cache import identify
 from infu.errors import NotEnoughMemory
 from infu.info import draw_report, needed_here
 from infu.mac import mac_needed
@@ -203,6 +207,33 @@ def test_a_request_without_room_for_its_plug_ins_is_refused_before_it_starts(nam
     run(0, request.replace(plugins=[]))  # without them nothing is asked
     (union,) = request.plugins
     run(0, request.replace(plugins=[replace(union, scale=0)]))
+
+
+@pytest.mark.parametrize("name", ["pytorch", "mlx"])
+def test_networks_that_lie_unused_go_where_a_new_one_has_no_room(name: str, monkeypatch):
+    backend = load_backend(name, **FOLDERS, dtype="float32")
+    (first, _), (second, golden) = read_case("xlabs"), read_case("pro2")
+
+    def kept() -> list[bool]:
+        paths = [Path(request.plugins[0].path) for request in (first, second)]
+        return [backend._networks.holds("controlnet", identify(path)) for path in paths]
+
+    for request in (first, second):
+        generate(request.replace(num_steps=1), backend)
+    assert kept() == [True, True]  # there is room for both
+    backend.drop_networks()
+    generate(first.replace(num_steps=1), backend)
+    held = backend.network("controlnet", first.plugins[0].path, pytest.fail)
+    network = weakref.ref(held[0] if name == "mlx" else held)
+    del held
+    full = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: full)
+    generate(first.replace(num_steps=1), backend)
+    assert kept() == [True, False] and network() is not None  # loaded already, it needs no further room
+    result = generate(second, backend, golden["noise"])
+    gc.collect()
+    assert kept() == [False, True] and network() is None
+    np.testing.assert_allclose(result.latents, golden["latents"], rtol=0, atol=1e-4)
 
 
 def test_further_people_are_counted_as_far_as_they_run_at_once(backend, monkeypatch):

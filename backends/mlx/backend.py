@@ -244,6 +244,10 @@ class MlxBackend(Backend):
             if files:
                 self._compile()
 
+    def drop_networks(self) -> None:
+        super().drop_networks()
+        mx.clear_cache()
+
     @property
     def module_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         return {TRANSFORMER: self._shapes, CLIP: self._clip.shapes, T5: self._t5.shapes}
