@@ -33,6 +33,7 @@ from infu.results import make_folder, write_picture
 
 if TYPE_CHECKING:
     from backends.base import Backend
+    from infu.models import Published
 
 app = typer.Typer(
     name="infu",
@@ -152,17 +153,14 @@ def download(
             paths |= {"base_model_path": BASE, "model_dir": INFINITE_YOU}
         with downloading(output):
             for name in ip_adapter or ():  # first: a wrong name is told before 40 GB are fetched
-                published = fetch_ip_adapter(name)
-                say(f"{published.repo} is here ({published.licence}).", output)
+                say_here(name, fetch_ip_adapter(name), output)
             for name in controlnet or ():
-                published = fetch_controlnet(name)
-                say(f"{published.repo} is here ({published.licence}).", output)
+                say_here(name, fetch_controlnet(name), output)
             for kind in hint or ():
                 for published in fetch_hint_models(kind):
-                    say(f"{published.repo} is here ({published.licence}).", output)
+                    say_here(kind, published, output)
             for name in lora or ():
-                published = fetch_lora(name)
-                say(f"{name} of {published.repo} is here ({published.licence}).", output)
+                say_here(name, fetch_lora(name), output)
             for name, licence in fetch_pulid(pulid).items() if pulid else ():
                 say(f"{name} is here ({licence}).", output)
             files = locate(model_version=model.model_version, **paths)
@@ -436,6 +434,12 @@ def say(text: str, output: OutputOptions) -> None:
     """A line for a person; a machine reads the JSON alone."""
     if not output.json:
         typer.echo(text, err=True)
+
+
+def say_here(name: str, published: "Published", output: OutputOptions) -> None:
+    known = "" if name == published.repo else f"{name} of "  # else by its hub id
+    how = "is here: it ships with this program" if published.ships else "is here"
+    say(f"{known}{published.repo} {how} ({published.licence}).", output)
 
 
 def complain(error: Exception, output: OutputOptions, line: int | None = None) -> None:

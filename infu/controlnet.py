@@ -83,5 +83,5 @@ def check_widths(file: ControlNetFile, base: Shapes) -> None:
         if tuple(base[name]) != shape:
             raise BrokenFile(
                 f"{file.name} was made for another base model: its {name} is {shape}, this one's is "
-                f"{tuple(base[name])}. Choose a ControlNet made for FLUX.1."
+                f"{tuple(base[name])}. Choose one made for the loaded model."
             )

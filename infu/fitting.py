@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from infu.controlnet import check_widths
 from infu.errors import InvalidRequest
 from infu.hints import check_hint
+from infu.ip_adapter import check_size
 from infu.models import find_controlnet, find_image_encoder, find_ip_adapter
 from infu.pipeline import NO_FACES
 from infu.plugins import ControlNet, IPAdapter, OminiControl, Person, Plugin
@@ -18,6 +19,7 @@ from infu.weights.ip_adapter import read_adapter
 from infu.weights.lora import TRANSFORMER
 from infu.weights.names import count_blocks
 from infu.weights.ominicontrol import read_adapter as read_ominicontrol
+from infu.weights.vision import read_vision
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -46,4 +48,5 @@ def check_ip_adapter(plugin: IPAdapter, backend: Backend) -> None:
     file = backend.network("ip_adapter", path, lambda: read_adapter(path))
     base = backend.module_shapes[TRANSFORMER]
     file.check_base(*count_blocks(base), base["x_embedder"][0])
-    find_image_encoder(plugin.image_encoder, file.instantx)
+    encoder = read_vision(find_image_encoder(plugin.image_encoder, path, file.instantx))
+    check_size(encoder.embedding_size, file)

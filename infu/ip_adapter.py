@@ -12,7 +12,7 @@ import numpy as np
 from infu.errors import InvalidRequest
 from infu.hooks import NOTHING, Additions, Run, Steady
 from infu.images import read_photo
-from infu.models import find_image_encoder
+from infu.models import find_image_encoder, find_ip_adapter
 from infu.plugins import IPAdapter
 from infu.weights.ip_adapter import AdapterFile
 
@@ -30,7 +30,8 @@ def make_runner(
     vectors (k, E) and a scale -> what the adapter adds."""
 
     def see(picture: np.ndarray) -> np.ndarray:
-        return encode(find_image_encoder(plugin.image_encoder, file.instantx), picture)
+        path = find_ip_adapter(plugin.path)
+        return encode(find_image_encoder(plugin.image_encoder, path, file.instantx), picture)
 
     vectors = plugin.image_embeds
     if vectors is None:
@@ -53,10 +54,15 @@ def make_negative(plugin: IPAdapter, file: AdapterFile, see: Callable) -> np.nda
 
 
 def check(vectors: np.ndarray, file: AdapterFile) -> np.ndarray:
-    if vectors.shape[1] != file.embedding_size:
-        wanted = "SigLIP so400m" if file.instantx else "CLIP ViT-L/14"
-        raise InvalidRequest(
-            f"{file.name} takes {file.embedding_size} numbers of a picture and was given {vectors.shape[1]}. "
-            f"Give the image encoder it was trained with, {wanted}."
-        )
+    check_size(vectors.shape[1], file)
     return vectors
+
+
+def check_size(size: int, file: AdapterFile) -> None:
+    """Raise `InvalidRequest` where a picture becomes so many numbers and the adapter takes others."""
+    if size != file.embedding_size:
+        usual = "InstantX's is SigLIP so400m" if file.instantx else "XLabs' is CLIP ViT-L/14"
+        raise InvalidRequest(
+            f"{file.name} takes {file.embedding_size} numbers of a picture and was given {size}. "
+            f"Give the image encoder it was trained with; {usual}."
+        )

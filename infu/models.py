@@ -46,13 +46,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Published:
-    """Something on the hub beside the base and InfiniteYou, and those of its files that are used."""
+    """Something on the hub beside the base and InfiniteYou, and those of its files that are used; or what
+    ships inside this package, for the mini model, in the folder `ships`."""
 
     repo: str
     licence: str
     files: tuple[str, ...] = OWN_REPOSITORY
+    ships: Path | None = None
 
 
+OURS, OUR_LICENCE = "InfU Space", "Apache-2.0"
 XLABS_CONTROLNETS = "XLabs-AI/flux-controlnet-collections"
 CONTROLNETS = {  # what a user may call them -> where they are
     "union-pro-2": Published("Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0", FLUX_LICENCE),
@@ -66,6 +69,7 @@ CONTROLNETS = {  # what a user may call them -> where they are
         )
         for kind in ("canny", "depth", "hed")
     },
+    "mini-canny": Published(OURS, OUR_LICENCE, ships=MINI / "plugins/canny"),
 }
 FLAGS = {"ControlNet": "controlnet", "IP-Adapter": "ip_adapter"}  # of download
 PREPROCESSED = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -79,7 +83,9 @@ IP_ADAPTERS = {
     "xlabs": Published("XLabs-AI/flux-ip-adapter-v2", FLUX_LICENCE, ("ip_adapter.safetensors",)),
     "xlabs-v1": Published("XLabs-AI/flux-ip-adapter", FLUX_LICENCE, ("ip_adapter.safetensors",)),
     "instantx": Published("InstantX/FLUX.1-dev-IP-Adapter", FLUX_LICENCE, ("ip-adapter.bin",)),
+    "mini-style": Published(OURS, OUR_LICENCE, ("ip-adapter.bin",), ships=MINI / "plugins/style"),
 }
+ENCODER = "image_encoder"  # the folder beside an IP-Adapter's file that comes with an encoder of its own
 CLIP_VISION = Published("openai/clip-vit-large-patch14", "MIT", PREPROCESSED)
 SIGLIP = Published("google/siglip-so400m-patch14-384", "Apache-2.0", PREPROCESSED)
 
@@ -256,7 +262,7 @@ def find_published(
     if isinstance(source, str) and source in known and not Path(source).exists():
         published = known[source]
         flags = f" --{FLAGS[what]} {source}" if what in FLAGS else ""
-        folder = find_repo(published.repo, list(published.files), fetch, flags)
+        folder = published.ships or find_repo(published.repo, list(published.files), fetch, flags)
         return folder / published.files[0] if len(published.files) == 1 else folder
     if isinstance(source, str) and re.fullmatch(r"[\w-]+", source) and not Path(source).exists():
         raise UnknownName(what, source, known)
@@ -319,10 +325,20 @@ def find_ip_adapter(source: str | Path, fetch: bool = False) -> Path:
     return find_published("IP-Adapter", source, IP_ADAPTERS, files, fetch)
 
 
-def find_image_encoder(source: str | Path | None, siglip: bool, fetch: bool = False) -> Path:
-    """The folder of an IP-Adapter's image encoder: `source`, or the one it was trained with."""
-    own, adapter = (SIGLIP, "instantx") if siglip else (CLIP_VISION, "xlabs")
-    return find_own(own, source, "image_encoder", fetch, f" --ip_adapter {adapter}")
+def find_image_encoder(source: str | Path | None, adapter: Path, siglip: bool, fetch: bool = False) -> Path:
+    """The folder of what sees the pictures of the IP-Adapter in the file or folder `adapter`: `source`, the
+    folder `image_encoder` beside the adapter, or the released adapters' own."""
+    beside = (adapter if adapter.is_dir() else adapter.parent) / ENCODER
+    if source is None and beside.is_dir():
+        return beside
+    own, released = (SIGLIP, "instantx") if siglip else (CLIP_VISION, "xlabs")
+    try:
+        return find_own(own, source, ENCODER, fetch, f" --ip_adapter {released}")
+    except MissingFile as error:
+        if source is not None:
+            raise
+        other = f"An adapter with an encoder of its own has it beside it, as the folder {ENCODER}."
+        raise MissingFile(f"{error} {other}") from None
 
 
 def fetch_ip_adapter(name: str) -> Published:
@@ -330,8 +346,8 @@ def fetch_ip_adapter(name: str) -> Published:
     `DownloadError`."""
     if name not in IP_ADAPTERS:
         raise UnknownName("IP-Adapter", name, IP_ADAPTERS)
-    find_ip_adapter(name, fetch=True)
-    find_image_encoder(None, siglip=name == "instantx", fetch=True)
+    adapter = find_ip_adapter(name, fetch=True)
+    find_image_encoder(None, adapter, siglip=name == "instantx", fetch=True)
     return IP_ADAPTERS[name]
 
 

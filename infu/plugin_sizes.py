@@ -123,7 +123,7 @@ def measure_ip_adapter(plugin: IPAdapter, base: Base) -> Beside:
     pictures = len(plugin.images) or len(plugin.image_embeds.reshape(-1, plugin.image_embeds.shape[-1]))
     kept = keys_bytes(base, blocks, tokens * pictures)
     if plugin.images:
-        folder = find_image_encoder(plugin.image_encoder, instantx)
+        folder = find_image_encoder(plugin.image_encoder, path, instantx)
         kept += 4 * read_once("vision", folder, identify(folder))
     return Beside(f"IP-Adapter {path.name}", kept=kept)
 

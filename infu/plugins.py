@@ -104,10 +104,11 @@ class ControlNet:
 @dataclass(frozen=True)
 class IPAdapter:
     """A picture as a prompt: an IP-Adapter of XLabs (style) or InstantX, by its file or as "xlabs",
-    "xlabs-v1", "instantx". `image`: a picture, or a list of several, whose tokens share one attention;
-    `image_encoder`: the folder of the CLIP or SigLIP that the adapter was trained with (None: where `python
-    -m infu download --ip_adapter` puts it). Instead of pictures `image_embeds`: that encoder's vectors, (E,)
-    or (k, E).
+    "xlabs-v1", "instantx", "mini-style". `image`: a picture, or a list of several, whose tokens share one
+    attention;
+    `image_encoder`: the folder of the CLIP or SigLIP that the adapter was trained with (None: the folder
+    `image_encoder` beside its file, or where `python -m infu download --ip_adapter` puts it). Instead of
+    pictures `image_embeds`: that encoder's vectors, (E,) or (k, E).
     It works in step i of N when start <= i / N <= end, in a negative pass at `negative_scale` and with the
     vector that the adapter was trained for there (XLabs: a black picture's; `negative_image_embeds` gives it
     where there is no encoder).

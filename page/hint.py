@@ -134,9 +134,9 @@ def ask_hint(studio: Studio, asked: dict[str, Any]) -> tuple[ControlNet, ...]:
     return (controlnet,)
 
 
-def restore_hint(used: dict[str, Any] | None) -> tuple[Any, ...]:
+def restore_hint(used: dict[str, Any] | None, visitor: gr.Request) -> tuple[Any, ...]:
     """A ControlNet's settings -> strength, weights, kind of hint and its mode."""
-    values = restore_weights(used, "controlnet", CONTROLNETS)
+    values = restore_weights(used, "controlnet", CONTROLNETS, visitor)
     if used is None:
         return *values, gr.skip(), gr.skip()
     kind, mode = used.get("hint"), used.get("mode")

@@ -11,13 +11,20 @@ from infu.plugins import IPAdapter, OminiControl, Plugin
 from page.events import QUICK, RAW
 from page.person import wire_photo
 from page.studio import Studio
-from page.texts import label
+from page.texts import label, say
 from page.uploads import read_upload
-from page.weights import BLACK, Weights, check_runs, draw_weights, find_beside, find_source, wire_weights
+from page.weights import (
+    BLACK,
+    Weights,
+    check_runs,
+    draw_weights,
+    find_source,
+    list_choices,
+    wire_weights,
+)
 
 MOST = 2.0  # strength
 SUBJECTS = {name: own for name, own in NAMED_LORAS.items() if own.files[0].startswith("omini/")}
-ENCODER = "image_encoder"  # the folder beside an IP-Adapter's file
 
 
 class Kind(NamedTuple):
@@ -38,18 +45,8 @@ class Fold(NamedTuple):
     weights: Weights
 
 
-def make_style(source: str, image: Any, scale: float) -> IPAdapter:
-    return IPAdapter(source, image, scale, image_encoder=find_beside(source, ENCODER))
-
-
 KINDS = {  # by the fold's name, which its elements and texts begin with
-    "style_picture": Kind(
-        "style_given",
-        "ip_adapter",
-        IP_ADAPTERS,
-        make_style,
-        0.7,
-    ),
+    "style_picture": Kind("style_given", "ip_adapter", IP_ADAPTERS, IPAdapter, 0.7),
     "object_picture": Kind("object_given", "ominicontrol", SUBJECTS, OminiControl, 1.0),
 }
 
@@ -115,16 +112,20 @@ def ask_pictures(studio: Studio, asked: dict[str, Any]) -> tuple[Plugin, ...]:
     return tuple(made)
 
 
-def restore_picture(used: dict[str, Any] | None, kind: Kind) -> tuple[Any, Any]:
-    return restore_weights(used, kind.key, kind.known)
+def restore_picture(used: dict[str, Any] | None, kind: Kind, visitor: gr.Request) -> tuple[Any, Any]:
+    return restore_weights(used, kind.key, kind.known, visitor)
 
 
 def restore_weights(
-    used: dict[str, Any] | None, key: str, known: Mapping[str, Published]
+    used: dict[str, Any] | None, key: str, known: Mapping[str, Published], visitor: gr.Request
 ) -> tuple[float, Any]:
-    """A plug-in's settings, None where it was not used -> strength and, where they have a name, weights."""
+    """A plug-in's settings, None where it was not used -> strength and, where they have a name, weights.
+    Those of another model are shown too: whether they run is judged in the fold."""
     name = used[key] if used else None
-    return restore_scale(used), name if isinstance(name, str) and name in known else gr.skip()
+    if not isinstance(name, str) or name not in known:
+        return restore_scale(used), gr.skip()
+    choices = list_choices(known, known, say(visitor, "weights_own"))
+    return restore_scale(used), gr.update(choices=choices, value=name)
 
 
 def restore_scale(used: dict[str, Any] | None) -> float:

@@ -83,10 +83,12 @@ def restore_plugins(settings: dict[str, Any], visitor: gr.Request) -> tuple[Any,
     """The settings inside a picture -> values of `list_restored`: strength 0 where a plug-in was not used. A
     file is not to be trusted: raises `InvalidRequest`, as for any request."""
     used = {key: plugin for plugin in reversed(list_plugins(settings)) for key in TITLES if key in plugin}
-    pictures = [value for kind in KINDS.values() for value in restore_picture(used.get(kind.key), kind)]
+    pictures = [
+        value for kind in KINDS.values() for value in restore_picture(used.get(kind.key), kind, visitor)
+    ]
     return (
         *restore_another(used.get("person"), settings, visitor),
-        *restore_hint(used.get("controlnet")),
+        *restore_hint(used.get("controlnet"), visitor),
         *pictures,
     )
 

@@ -6,17 +6,17 @@ Whether they can is said in the plug-in's fold as soon as it is opened, and once
 import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
+from gradio.i18n import I18nData
 
 from infu.errors import InfuError, MissingFile, UnknownName
 from infu.fitting import check_plugin
 from infu.models import Published
 from infu.plugins import Plugin
-from page.events import QUIET, RAW
+from page.events import QUICK, QUIET, RAW
 from page.studio import Studio
 from page.texts import label, say
 from page.told import told
@@ -33,10 +33,10 @@ class Weights(NamedTuple):
 
 
 def draw_weights(studio: Studio, part: str, known: Mapping[str, Published]) -> Weights:
-    choices = [(f"{name}: {published.repo}", name) for name, published in known.items()]
+    names = list_offered(studio, known)
     which = gr.Dropdown(
-        [*choices, (label("weights_own"), OWN)],
-        value=next(iter(known)),
+        list_choices(names, known, label("weights_own")),
+        value=names[0],
         label=label("weights"),
         min_width=220,
         elem_id=f"{part}_weights",
@@ -44,6 +44,19 @@ def draw_weights(studio: Studio, part: str, known: Mapping[str, Published]) -> W
     options = {"label": label("weights_path"), "visible": False, "elem_id": f"{part}_own"}
     own = gr.File(height=110, **options) if studio.public else gr.Textbox(max_lines=1, **options)
     return Weights(which, own, draw_verdict(part))
+
+
+def list_offered(studio: Studio, known: Mapping[str, Published]) -> list[str]:
+    """What of the known ones is for the loaded model: for the mini those that ship, where there are such."""
+    fitting = [name for name, published in known.items() if bool(published.ships) == studio.is_mini]
+    return fitting or list(known)
+
+
+def list_choices(
+    names: Iterable[str], known: Mapping[str, Published], own: str | I18nData
+) -> list[tuple[str | I18nData, str]]:
+    """Titles and values of a dropdown; `own`: what it calls the visitor's own file."""
+    return [*((f"{name}: {known[name].repo}", name) for name in names), (own, OWN)]
 
 
 def draw_verdict(part: str) -> gr.HTML:
@@ -77,11 +90,19 @@ def wire_weights(
             said = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(str(error), quote=False))
         yield shown, draw_line(said)
 
+    def offer(chosen: str, visitor: gr.Request) -> Any:
+        """The choices for the model that is loaded now: it may be another than when the page was drawn."""
+        names = list_offered(studio, known)
+        value = chosen if chosen in (*names, OWN) else names[0]
+        return gr.update(choices=list_choices(names, known, say(visitor, "weights_own")), value=value)
+
     options = {"trigger_mode": "always_last", "concurrency_limit": None} | RAW | QUIET
     named = [own.upload, own.clear] if studio.public else [own.submit, own.blur]
-    asked = {"fn": judge, "inputs": [which, own], "outputs": [own, verdict]}
-    gr.on([fold.expand, which.change, *named], **asked, **options)
-    return lambda event: event.then(**asked, **options)
+    asked = {"fn": judge, "inputs": [which, own], "outputs": [own, verdict]} | options
+    offered = {"fn": offer, "inputs": which, "outputs": which} | RAW | QUICK
+    gr.on([which.change, *named], **asked)
+    fold.expand(**offered).then(**asked)
+    return lambda event: event.then(**offered).then(**asked)
 
 
 def find_source(studio: Studio, name: Any, given: Any, known: Iterable[str]) -> str:
@@ -100,13 +121,6 @@ def check_runs(studio: Studio, plugin: Plugin) -> None:
     """Raise `InfuError` for a plug-in whose weights are not here, do not fit the loaded model, or have no
     room beside it."""
     check_plugin(plugin, studio.load(), studio.defaults)
-
-
-def find_beside(source: str, folder: str) -> Path | None:
-    """The folder of this name beside a plug-in's file, where there is one."""
-    path = Path(source).expanduser()
-    found = (path if path.is_dir() else path.parent) / folder
-    return found if found.is_dir() and path.exists() else None
 
 
 def draw_line(text: str) -> str:

@@ -112,6 +112,10 @@ def test_a_style_and_an_object_are_what_the_library_makes_of_them_and_their_sett
         assert plain["plugins"] == []
         open_part(page, "style_picture", "Licence: FLUX.1 [dev] Non-Commercial License")
         open_part(page, "object_picture", "Licence: Apache-2.0")
+        page.locator("#style_picture_weights input").click()
+        expect(page.get_by_role("option", name="instantx")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_role("option", name="mini-style")).to_have_count(0)  # for another model
+        page.keyboard.press("Escape")
         for part, strength in (("style_picture", 0.9), ("object_picture", 0.5)):
             give(page, part, cup)
             set_field(page, f"{part}_scale", strength)

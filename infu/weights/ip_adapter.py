@@ -66,8 +66,8 @@ class AdapterFile:
         if (len(self.keys), self.keys[0][0].shape[0]) != (blocks, width):
             raise BrokenFile(
                 f"{self.name} was made for another base model: it has {len(self.keys)} blocks of width "
-                f"{self.keys[0][0].shape[0]}, and the loaded one {blocks} of width {width}. Use it with "
-                "FLUX.1-dev or a fine-tune of it."
+                f"{self.keys[0][0].shape[0]}, and the loaded one {blocks} of width {width}. Choose one "
+                "made for the loaded model."
             )
 
 
