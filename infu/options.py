@@ -172,13 +172,17 @@ class PictureOptions:
     ip_adapter_image: list[Path] = option(
         [], "Picture whose style is taken, by an IP-Adapter; repeat for a mixture of several."
     )
-    ip_adapter: str = option("xlabs", "The IP-Adapter: xlabs (style), instantx, or its file.")
+    ip_adapter: str = option(
+        "xlabs", "The IP-Adapter: xlabs (style), instantx, mini-style (the mini model's), or its file."
+    )
     ip_adapter_scale: float = option(0.7, "Its strength.")
     ip_adapter_negative_scale: float = option(1.0, "Its strength in the pass with the negative prompt.")
     ip_adapter_start: float = option(0.0, "Share of the steps before it begins.")
     ip_adapter_end: float = option(1.0, "Share of the steps after which it ends.")
     ip_adapter_encoder: Path | None = option(
-        None, "Folder of the image encoder it was trained with: CLIP ViT-L/14 (XLabs), SigLIP (InstantX)."
+        None,
+        "Folder of the image encoder it was trained with, where that is not image_encoder beside its file: "
+        "CLIP ViT-L/14 (XLabs), SigLIP (InstantX).",
     )
     plugin: list[str] = option(
         [],
