@@ -9,9 +9,10 @@ from infu.controlnet import check_widths
 from infu.errors import InvalidRequest
 from infu.hints import check_hint
 from infu.ip_adapter import check_size
-from infu.models import find_controlnet, find_image_encoder, find_ip_adapter
+from infu.models import find_controlnet, find_image_encoder, find_ip_adapter, find_pulid
 from infu.pipeline import NO_FACES
-from infu.plugins import ControlNet, IPAdapter, OminiControl, Person, Plugin
+from infu.plugins import ControlNet, IPAdapter, OminiControl, Person, Plugin, PuLID
+from infu.pulid_photo import find_encoders
 from infu.request import GenerationRequest
 from infu.room import check_room
 from infu.weights.controlnet import read_controlnet
@@ -19,6 +20,7 @@ from infu.weights.ip_adapter import read_adapter
 from infu.weights.lora import TRANSFORMER
 from infu.weights.names import count_blocks
 from infu.weights.ominicontrol import read_adapter as read_ominicontrol
+from infu.weights.pulid import read_pulid
 from infu.weights.vision import read_vision
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ def check_plugin(plugin: Plugin, backend: Backend, request: GenerationRequest) -
             check_widths(file, backend.module_shapes[TRANSFORMER])
             file.find_mode(plugin.mode or plugin.hint)
             check_hint(plugin.hint)
+        case PuLID():
+            read_pulid(find_pulid(plugin.path)).find_blocks(backend.module_shapes[TRANSFORMER])
+            find_encoders(plugin.encoders)
         case Person() if backend.model_version is None:
             raise InvalidRequest(NO_FACES)
     check_room(request.replace(plugins=[plugin]), backend)

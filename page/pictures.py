@@ -1,4 +1,4 @@
-"""The folds of the plug-ins that look at one picture: one for its style, one for an object in it."""
+"""The folds of the plug-ins that look at one picture: for its style, an object in it, or its face (PuLID)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from infu.checks import check_number
-from infu.models import IP_ADAPTERS, NAMED_LORAS, Published
-from infu.plugins import IPAdapter, OminiControl, Plugin
+from infu.models import IP_ADAPTERS, NAMED_LORAS, PULID, Published
+from infu.plugins import IPAdapter, OminiControl, Plugin, PuLID
 from page.events import QUICK, RAW
 from page.person import wire_photo
 from page.studio import Studio
@@ -48,6 +48,7 @@ class Fold(NamedTuple):
 KINDS = {  # by the fold's name, which its elements and texts begin with
     "style_picture": Kind("style_given", "ip_adapter", IP_ADAPTERS, IPAdapter, 0.7),
     "object_picture": Kind("object_given", "ominicontrol", SUBJECTS, OminiControl, 1.0),
+    "pulid_picture": Kind("pulid_given", "pulid", PULID, PuLID, 1.0),
 }
 
 
@@ -130,4 +131,9 @@ def restore_weights(
 
 def restore_scale(used: dict[str, Any] | None) -> float:
     """A file is not to be trusted: raises `InvalidRequest`, as for any request."""
-    return 0.0 if used is None else check_number("scale", used.get("scale"), 0.0, MOST)
+    return 0.0 if used is None else check_number("scale", read_strength(used), 0.0, MOST)
+
+
+def read_strength(used: dict[str, Any]) -> Any:
+    """PuLID's has a name of its own."""
+    return used.get("scale", used.get("id_weight"))

@@ -17,7 +17,16 @@ from page.another import (
     wire_another,
 )
 from page.hint import HintFold, ask_hint, draw_hint, list_hint, restore_hint, wire_hint
-from page.pictures import KINDS, Fold, ask_pictures, draw_fold, list_controls, restore_picture, wire_fold
+from page.pictures import (
+    KINDS,
+    Fold,
+    ask_pictures,
+    draw_fold,
+    list_controls,
+    read_strength,
+    restore_picture,
+    wire_fold,
+)
 from page.studio import Studio
 from page.texts import say
 
@@ -114,4 +123,4 @@ def describe_plugin(plugin: dict[str, Any], visitor: gr.Request | str) -> tuple[
         name = places.get(region if isinstance(region, str) else DRAWN, "")
     else:
         name = ", ".join(filter(None, (plugin[key], plugin.get("hint") or plugin.get("mode"))))
-    return title, f"{name} ({plugin['scale']:g})"
+    return title, f"{name} ({read_strength(plugin):g})"

@@ -22,18 +22,20 @@ from browsing import (
 from golden import GOLDEN
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Page, expect
+from pulid_encoders import make_encoders
 from serving import served
 from skimage.data import coffee
 from tiny import fill_hub, make_model
 
 from backends import load_backend
-from infu import ControlNet, GenerationRequest, IPAdapter, OminiControl, Person, generate
+from infu import ControlNet, GenerationRequest, IPAdapter, OminiControl, Person, PuLID, generate
 from infu.hints import make_hint
 
 SMALL = {"width": 96, "height": 128, "num_steps": 2, "seed": 5}
 STYLE, CLIP = GOLDEN / "plugins/ip_adapter.safetensors", GOLDEN / "plugins/image_encoder"
 XLABS = GOLDEN / "plugins/xlabs_controlnet.safetensors"
 SUBJECT = GOLDEN / "ominicontrol/subject.safetensors"
+PULID = GOLDEN / "pulid/checkpoint/pulid_flux_v0.9.1.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,9 @@ def server(tmp_path_factory, model: list[str]):
     fill_hub(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(home))
+        patch.setenv("INFU_CACHE", str(home / "infu"))
+        (home / "infu/facexlib").mkdir(parents=True)
+        make_encoders(home / "infu/facexlib")
         with served(tmp_path_factory.mktemp("server"), *model) as server:
             yield server
             assert "A request failed." not in server.printed()
@@ -195,6 +200,28 @@ def test_a_second_person_and_edges_are_what_the_library_makes_of_them(
         expect(page.get_by_label("Left third")).to_be_checked(timeout=PATIENCE)
         assert make(page, tmp_path / "again.png")["plugins"] == third["plugins"]
         assert (pixels(tmp_path / "again.png") == pixels(tmp_path / "third.png")).all()
+
+
+def test_pulid_beside_infiniteyou_is_what_the_library_makes_of_it(
+    browser: Browser, server, backend, photo: Path, tmp_path: Path
+):
+    face = GOLDEN / "pulid/preprocess/source.png"
+    with visited(browser, server, mini=False) as page:
+        prepare(page, photo)
+        open_part(page, "pulid_picture", "Licence: Apache-2.0")
+        give(page, "pulid_picture", face)
+        set_field(page, "pulid_picture_scale", 0.8)
+        both = make(page, tmp_path / "both.png")
+        assert both["plugins"] == [{"pulid": "0.9.1", "id_weight": 0.8, "start_step": 0}]
+        expect(page.locator("#history dl")).to_contain_text("0.9.1 (0.8)")
+        expected = ask(backend, both, photo, PuLID(PULID, face, 0.8))
+        assert np.abs(pixels(tmp_path / "both.png") - expected).max() <= 1
+        assert np.abs(expected - ask(backend, both, photo)).max() > 10
+        set_field(page, "pulid_picture_scale", 0)
+        assert make(page, tmp_path / "plain.png")["plugins"] == []
+        page.locator("#source input[type=file]").set_input_files(tmp_path / "both.png")
+        expect(page.locator("#pulid_picture_scale input[type=number]")).to_have_value("0.8", timeout=PATIENCE)
+        choose(page, "pulid_picture", "0.9.0", "Run python -m infu download --pulid 0.9.0")
 
 
 def rest(box: list[float]) -> np.ndarray:

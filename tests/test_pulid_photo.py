@@ -1,18 +1,14 @@
 """PuLID's way from a photograph to its networks' input is the released one (tests/golden/pulid/README.md)."""
 
 import dataclasses
-import json
-import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-import torch
 from golden import GOLDEN
 from PIL import Image
+from pulid_encoders import FACEXLIB, FIXTURE, make_encoders, make_weights, save_torch
 
 from backends import load_backend
 from infu import GenerationRequest, PuLID, generate, parsing, retinaface
@@ -20,8 +16,6 @@ from infu.detectors import open_session
 from infu.errors import BrokenFile, MissingFile, NoFaceError
 from infu.pulid_photo import (
     ALIGNER,
-    PARSER,
-    RECOGNISER,
     align,
     bounded,
     find_central,
@@ -30,9 +24,8 @@ from infu.pulid_photo import (
     make_input,
 )
 
-FIXTURE = GOLDEN / "pulid"
 CHECKPOINT = FIXTURE / "checkpoint" / "pulid_flux_v0.9.1.safetensors"
-PREPROCESS, FACEXLIB = FIXTURE / "preprocess", FIXTURE / "facexlib"
+PREPROCESS = FIXTURE / "preprocess"
 # Pillow adds up a pixel's neighbours in another order than torch; a step of 8 bits is 1.5e-2.
 RESIZED = {"rtol": 0, "atol": 5e-5}
 
@@ -50,22 +43,6 @@ def expected() -> dict[str, np.ndarray]:
 def facexlib() -> dict[str, np.ndarray]:
     """What facexlib 0.3's own code makes of the fixture's weights."""
     return dict(np.load(FACEXLIB / "facexlib.npz"))
-
-
-def make_weights(network: str) -> dict[str, np.ndarray]:
-    """The fixture's weights, by its rule (as tests/golden/arcface)."""
-    weights = {}
-    for name, shape in json.loads((FACEXLIB / "manifests.json").read_text())[network].items():
-        noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-        if name.endswith("num_batches_tracked"):
-            continue
-        if name.endswith("running_var"):
-            weights[name] = 1 + 0.1 * np.abs(noise)
-        elif name.endswith(("running_mean", "bias")):
-            weights[name] = 0.1 * noise
-        else:
-            weights[name] = 0.6 + 0.1 * noise if len(shape) == 1 else noise / np.sqrt(np.prod(shape[1:]))
-    return {name: np.asarray(value, np.float32) for name, value in weights.items()}
 
 
 def test_crop_is_the_released_one(expected):
@@ -147,43 +124,9 @@ def test_points_on_one_another_are_no_face():
         fit(np.full((5, 2), 50, np.float32))
 
 
-def save_torch(weights: dict[str, np.ndarray], path: Path) -> None:
-    torch.save({name: torch.from_numpy(value) for name, value in weights.items()}, path)
-
-
-def make_recogniser(path: Path) -> None:
-    """In glintr100's place: 512 numbers of (1, 3, 112, 112), each a mean of some of the pixels."""
-    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
-    matrix = np.random.default_rng(0).standard_normal((3 * 14 * 14, 512)).astype(np.float32)
-    nodes = [
-        node("AveragePool", ["input.1"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        node("Flatten", ["pooled"], ["flat"]),
-        node("MatMul", ["flat", "matrix"], ["1333"]),
-    ]
-    ends = (
-        value("input.1", onnx.TensorProto.FLOAT, [1, 3, 112, 112]),
-        value("1333", onnx.TensorProto.FLOAT, [1, 512]),
-    )
-    graph = onnx.helper.make_graph(
-        nodes, "recogniser", ends[:1], ends[1:], [onnx.numpy_helper.from_array(matrix, "matrix")]
-    )
-    opset = [onnx.helper.make_opsetid("", 17)]
-    path.write_bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
-
-
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory) -> Iterator[Path]:
-    """A folder of everything that looks at a photograph: real layouts, weights that know nothing; RetinaFace
-    sees faces where its network is a little surer than elsewhere."""
-    folder = tmp_path_factory.mktemp("encoders")
-    shutil.copytree(FIXTURE / "eva", folder / "eva")
-    shutil.copytree(GOLDEN / "scrfd" / "antelopev2", folder / "antelopev2")
-    make_recogniser(folder / "antelopev2" / RECOGNISER)
-    save_torch(make_weights("bisenet"), folder / PARSER)
-    retina = make_weights("retinaface")
-    for level in range(3):
-        retina[f"ClassHead.{level}.conv1x1.bias"] += np.float32([0, 3.2, 0, 3.2])
-    save_torch(retina, folder / ALIGNER)
+    folder = make_encoders(tmp_path_factory.mktemp("encoders"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INFU_CACHE", str(folder / "cache"))
         yield folder

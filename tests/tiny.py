@@ -18,6 +18,9 @@ HUB = {  # a hub repository -> where its tiny files are
     "XLabs-AI/flux-controlnet-collections": {
         "flux-canny-controlnet-v3.safetensors": "plugins/xlabs_controlnet.safetensors"
     },
+    "guozinan/PuLID": {
+        name: f"pulid/checkpoint/{name}" for name in ("config.json", "pulid_flux_v0.9.1.safetensors")
+    },
     "Yuanshi/OminiControl": {"omini/subject_512.safetensors": "ominicontrol/subject.safetensors"},
 }
 
