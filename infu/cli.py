@@ -153,7 +153,8 @@ def download(
             paths |= {"base_model_path": BASE, "model_dir": INFINITE_YOU}
         with downloading(output):
             for name in ip_adapter or ():  # first: a wrong name is told before 40 GB are fetched
-                say_here(name, fetch_ip_adapter(name), output)
+                for published in fetch_ip_adapter(name):
+                    say_here(name, published, output)
             for name in controlnet or ():
                 say_here(name, fetch_controlnet(name), output)
             for kind in hint or ():

@@ -341,14 +341,16 @@ def find_image_encoder(source: str | Path | None, adapter: Path, siglip: bool, f
         raise MissingFile(f"{error} {other}") from None
 
 
-def fetch_ip_adapter(name: str) -> Published:
-    """One of `IP_ADAPTERS` and its image encoder, into the hub's cache. Raises `UnknownName`,
-    `DownloadError`."""
+def fetch_ip_adapter(name: str) -> list[Published]:
+    """One of `IP_ADAPTERS` and its image encoder, into the hub's cache. An adapter that ships has its own.
+    Raises `UnknownName`, `DownloadError`."""
     if name not in IP_ADAPTERS:
         raise UnknownName("IP-Adapter", name, IP_ADAPTERS)
     adapter = find_ip_adapter(name, fetch=True)
-    find_image_encoder(None, adapter, siglip=name == "instantx", fetch=True)
-    return IP_ADAPTERS[name]
+    siglip = name == "instantx"
+    find_image_encoder(None, adapter, siglip, fetch=True)
+    own = IP_ADAPTERS[name]
+    return [own] if own.ships else [own, SIGLIP if siglip else CLIP_VISION]
 
 
 def find_hint_model(kind: str, source: str | Path | None = None, fetch: bool = False) -> Path:

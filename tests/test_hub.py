@@ -19,7 +19,7 @@ from safetensors.numpy import load, load_file, save, save_file
 
 from infu.errors import BrokenFile, DownloadError, MissingFile
 from infu.hub import explain, fetch_file
-from infu.models import find_controlnet, find_lora_file
+from infu.models import CLIP_VISION, IP_ADAPTERS, SIGLIP, find_controlnet, find_lora_file
 from infu.weights.pulid import EVA
 
 BASE, INFINITE_YOU = "black-forest-labs/FLUX.1-dev", "ByteDance/InfiniteYou"
@@ -416,6 +416,30 @@ def test_a_file_complete_but_not_renamed_is_taken_up(hub: Hub, tmp_path: Path):
 def test_a_file_that_is_not_there_leaves_nothing_and_names_itself(hub: Hub, tmp_path: Path):
     with pytest.raises(DownloadError, match=r"the face encoder \(status 404\)"):
         fetch_file(f"{hub.url}/loose/nothing.pth", tmp_path / "arcface.pth", "the face encoder")
+
+
+def test_ip_adapters_are_fetched_with_their_image_encoder_and_nothing_else(hub: Hub, tmp_path: Path):
+    parts = ("config.json", "preprocessor_config.json", "model.safetensors")
+    for adapter, encoder in (
+        ("XLabs-AI/flux-ip-adapter-v2", CLIP_VISION),
+        ("InstantX/FLUX.1-dev-IP-Adapter", SIGLIP),
+    ):
+        (name,) = next(own.files for own in IP_ADAPTERS.values() if own.repo == adapter)
+        hub.repos[adapter] = {name: b"adapter", "README.md": b"#", "clip.onnx": b"waste"}
+        hub.repos[encoder.repo] = {
+            part: part.encode() for part in (*parts, "pytorch_model.bin", "vocab.json")
+        }
+    answer = run(hub, tmp_path, "download", "--ip_adapter", "xlabs", "--ip_adapter", "instantx")
+    assert answer.returncode == 0, answer.stderr
+    for repo, licence in (
+        ("XLabs-AI/flux-ip-adapter-v2", "FLUX.1 [dev] Non-Commercial License"),
+        ("InstantX/FLUX.1-dev-IP-Adapter", "FLUX.1 [dev] Non-Commercial License"),
+        (CLIP_VISION.repo, "MIT"),
+        (SIGLIP.repo, "Apache-2.0"),
+    ):
+        assert f"{repo} is here ({licence})" in answer.stderr
+    assert hub.fetched() >= {"ip_adapter.safetensors", "ip-adapter.bin", *parts}
+    assert not hub.fetched() & {"README.md", "clip.onnx", "pytorch_model.bin", "vocab.json"}
 
 
 def test_controlnets_and_what_makes_hints_are_fetched_by_name_and_found(hub: Hub, tmp_path: Path):
