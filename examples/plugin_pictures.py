@@ -1,11 +1,12 @@
-"""The pictures of plug-ins in README: `python examples/plugin_pictures.py docs/plugins`.
+"""README's pictures of plug-ins: `python examples/plugin_pictures.py docs/plugins`.
 
-A row each: what is given, then the same request without and with the plug-in. With the mini model where it has
-weights of that kind; PuLID and OminiControl with the tests' random weights, which draw nothing but show that the
-plug-in acts.
+A strip each: what is given, then the same request without and with the plug-in. By the mini model where it has
+weights of that kind. PuLID and OminiControl have none of its size: theirs are the tests' random weights, which draw
+nothing, and show only that they act.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,38 +21,54 @@ from plugin_pairs import KINDS  # noqa: E402
 from backends import load_backend  # noqa: E402
 from infu import ControlNet, GenerationRequest, IPAdapter, Lora, Person, generate  # noqa: E402
 from infu.hints import make_hint  # noqa: E402
-from infu.training.minibase.table import make_people  # noqa: E402
 from infu.training.world.people import make_look, make_person  # noqa: E402
 from infu.training.world.renderer import Renderer  # noqa: E402
 
 SIZE = WIDTH, HEIGHT = 128, 160
-PARK = "a photo of a woman with brown hair, wearing a red sweater, in a park"
+ASKED = GenerationRequest(
+    "a photo of a woman with brown hair, wearing a red sweater, in a park",
+    width=WIDTH, height=HEIGHT, num_steps=20, guidance_scale=2.5, seed=3,
+)  # fmt: skip
+PHOTOGRAPH = ROOT / "examples/astronaut.jpg"
+FACE = (140, 0, 340, 250)  # of the photograph
 
 
 def main() -> None:
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    mini = load_backend("pytorch", dtype="float32")
-    tiny = load_backend("pytorch", **FOLDERS, dtype="float32")
-    renderer = Renderer(*SIZE)
-    dark, light = (Image.fromarray(one.photo.picture) for one in choose_people(renderer))
-    style = Image.fromarray(render_style(renderer))
-    photo = np.asarray(ImageOps.fit(Image.open(ROOT / "examples/astronaut.jpg").crop((100, 0, 340, 300)), SIZE))
-    edges = Image.fromarray(make_hint("canny", photo, *SIZE))
+    mini, tiny = load_backend("pytorch", dtype="float32"), load_backend("pytorch", **FOLDERS, dtype="float32")
+    dark, light = draw(900_000, "photo"), draw(900_003, "photo")
+    sketch = draw(900_001, "drawing")
+    photo = np.asarray(ImageOps.fit(Image.open(PHOTOGRAPH).crop(FACE), SIZE))
+    edges = make_hint("canny", photo, *SIZE)
     realism = Lora(mini.optional_loras["realism"])
-    request = GenerationRequest(PARK, width=WIDTH, height=HEIGHT, num_steps=20, guidance_scale=2.5, seed=3)
-    two = {"id_image": dark, "id_mask": "left"}
-    rows = {
-        "person": ([dark, light], mini, request.replace(id_image=dark), [Person("right", light)], two),
-        "controlnet": ([photo, edges], mini, request, [ControlNet("mini-canny", photo, hint="canny")], {}),
-        "ip_adapter": ([style], mini, request, [IPAdapter("mini-style", style)], {}),
-        "lora": ([], mini, request, [realism], {}),
-        "pulid": ([], tiny, request.replace(num_steps=8), [KINDS["PuLID"][0]], {}),
-        "ominicontrol": ([style], tiny, request.replace(num_steps=8), [], {}),
+    pulid, omini = KINDS["PuLID"][0], KINDS["OminiControl"][1]
+    one = ASKED.replace(id_image=Image.fromarray(dark))
+    both = one.replace(id_mask="left", plugins=[Person("right", Image.fromarray(light))])
+    strips = {  # what is given, the backend, the request without, and with
+        "person": ([dark, light], mini, one, both),
+        "controlnet": ([photo, edges], mini, *add(ControlNet("mini-canny", photo, hint="canny"))),
+        "ip_adapter": ([sketch], mini, *add(IPAdapter("mini-style", sketch))),
+        "lora": ([], mini, *add(realism)),
+        "pulid": ([], tiny, *add(pulid)),
+        "ominicontrol": ([], tiny, *add(omini)),
     }
-    for name, (given, backend, asked, plugins, besides) in rows.items():
-        if name == "ominicontrol":
-            plugins = [KINDS["OminiControl"][1]]
-        made = [generate(one, backend).image for one in (asked, asked.replace(plugins=plugins, **besides))]
-        row = [np.asarray(ImageOps.fit(Image.fromarray(np.asarray(x)), SIZE)) for x in (*given, *made)]
-        Image.fromarray(np.concatenate(row, axis=1)).save(out / f"{name}.jpg", quality=88)
+    for name, (given, backend, *requests) in strips.items():
+        made = [np.asarray(generate(request, backend).image) for request in requests]
+        Image.fromarray(np.concatenate([*given, *made], axis=1)).save(out / f"{name}.jpg", quality=88)
+
+
+def add(plugin) -> tuple[GenerationRequest, GenerationRequest]:
+    return ASKED, ASKED.replace(plugins=[plugin])
+
+
+def draw(seed: int, style: str) -> np.ndarray:
+    """Someone of the mini world."""
+    renderer = Renderer(*SIZE)
+    person = make_person(seed, renderer.bust)
+    look = replace(make_look(person, 0, style), hat="")
+    return renderer.render_looks(person, [look])[0].picture
+
+
+if __name__ == "__main__":
+    main()

@@ -209,9 +209,11 @@ def photos(
 def table(
     run: Folder,
     base: Annotated[Path, typer.Option(help="what `export` wrote")],
-    model_dir: Annotated[Path, typer.Option(help="InfiniteYou, trained on it")],
+    model_dir: Annotated[Path, typer.Option("--model_dir", help="InfiniteYou, trained on it")],
     judge: Annotated[Path, typer.Option(help="faceapi_resnet128_u8.onnx")],
-    ip_adapter: Annotated[Path | None, typer.Option(help="an identity IP-Adapter, to compare")] = None,
+    ip_adapter: Annotated[
+        Path | None, typer.Option("--ip_adapter", help="an identity IP-Adapter, to compare")
+    ] = None,
     threads: Threads = 1,
 ) -> None:
     """Likeness and obedience on unseen people: the table of docs/training.md, as Markdown."""
@@ -243,7 +245,7 @@ def table(
 def sheet(
     run: Folder,
     base: Annotated[Path, typer.Option(help="what `export` wrote")],
-    model_dir: Annotated[Path, typer.Option(help="InfiniteYou, trained on it")],
+    model_dir: Annotated[Path, typer.Option("--model_dir", help="InfiniteYou, trained on it")],
     out: Annotated[Path, typer.Option(help="a PNG")],
     photo: Annotated[list[Path], typer.Option(help="photographs of women")] = (),
     version: str = "aes_stage2",
