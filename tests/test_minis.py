@@ -55,6 +55,24 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
 
 
+def test_what_ships_fits_the_mini_acts_and_is_small(picture):
+    request = SMALL.replace(width=128, height=160)
+    plugins = (ControlNet("mini-canny", picture, hint="canny"), IPAdapter("mini-style", picture))
+    latents = {}
+    for name in ("pytorch", "mlx"):
+        backend = load_backend(name, dtype="float32")
+        plain = generate(request, backend).latents
+        for plugin in plugins:
+            check_plugin(plugin, backend, request)
+            latents[name, plugin.path] = generate(request.replace(plugins=[plugin]), backend).latents
+            assert np.abs(latents[name, plugin.path] - plain).max() > 0.1, plugin.path
+    for plugin in plugins:
+        pytorch, mlx = (latents[name, plugin.path] for name in ("pytorch", "mlx"))
+        np.testing.assert_allclose(pytorch, mlx, rtol=0, atol=1e-3, err_msg=plugin.path)
+    files = [path for path in (MINI / "plugins").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+
+
 @pytest.mark.parametrize("name", ["pytorch", "mlx"])
 def test_both_run_by_name_and_the_adapter_sees_by_the_encoder_beside_it(
     made, shipped, picture, name, monkeypatch
@@ -113,6 +131,8 @@ def test_the_page_offers_them_with_the_mini_and_others_with_another(
             page.locator(f"#{part} > button").click()
             expect(page.locator(f"#{part}_weights input")).to_have_value(f"{name}: InfU Space")
             assert read_options(page, part) == [f"{name}: InfU Space", "A file of one's own"]
+            verdict = page.locator(f"#{part}_verdict")
+            expect(verdict).to_contain_text("Ready to run. Licence: Apache-2.0", timeout=PATIENCE)
         page.locator("#object_picture > button").click()
         expect(page.locator("#object_picture_verdict")).to_contain_text(
             "--lora subject_512", timeout=PATIENCE
