@@ -48,7 +48,7 @@ def main() -> None:
     strips = {  # what is given, the backend, the request without, and with
         "person": ([dark, light], mini, one, both),
         "controlnet": ([photo, edges], mini, *add(ControlNet("mini-canny", photo, hint="canny"))),
-        "ip_adapter": ([sketch], mini, *add(IPAdapter("mini-style", sketch))),
+        "ip_adapter": ([sketch], mini, *add(IPAdapter("mini-style", sketch), "a woman")),
         "lora": ([], mini, *add(realism)),
         "pulid": ([], tiny, *add(pulid)),
         "ominicontrol": ([], tiny, *add(omini)),
@@ -58,8 +58,9 @@ def main() -> None:
         Image.fromarray(np.concatenate([*given, *made], axis=1)).save(out / f"{name}.jpg", quality=88)
 
 
-def add(plugin) -> tuple[GenerationRequest, GenerationRequest]:
-    return ASKED, ASKED.replace(plugins=[plugin])
+def add(plugin, prompt: str = ASKED.prompt) -> tuple[GenerationRequest, GenerationRequest]:
+    asked = ASKED.replace(prompt=prompt)
+    return asked, asked.replace(plugins=[plugin])
 
 
 def draw(seed: int, style: str) -> np.ndarray:

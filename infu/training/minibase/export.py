@@ -18,7 +18,7 @@ from infu.training.minibase.runs import STATE, load_average
 from infu.whole import write_whole
 
 STEPS = 20  # of sampling, where a request names none
-SENTENCE = "a photo of a woman, wearing a red sweater, smiling, in a park"  # the page's first
+SENTENCE = "a photo of a woman, wearing a blue sweater, smiling, in a park"  # the page's first
 
 
 def export(run: Path, folder: Path, size: tuple[int, int], guided: bool = True) -> None:
