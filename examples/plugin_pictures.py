@@ -1,8 +1,8 @@
 """README's pictures of plug-ins: `python examples/plugin_pictures.py docs/plugins`.
 
-A strip each: what is given, then the same request without and with the plug-in. By the mini model where it has
-weights of that kind. PuLID and OminiControl have none of its size: theirs are the tests' random weights, which draw
-nothing, and show only that they act.
+A strip each: what is given, then the same request without and with the plug-in. By the mini model where it
+has weights of that kind. PuLID and OminiControl have none of its size: theirs are the tests' random weights,
+which draw nothing, and show only that they act.
 """
 
 import sys
