@@ -37,6 +37,15 @@ from infu.training.world.renderer import Renderer
 
 SIZE = (128, 160)
 EXAMPLES = Path(__file__).parents[1] / "examples/training/mini"
+FEW = {  # of an example's steps: two, so large that they are seen
+    "steps": 2,
+    "batch": 4,
+    "micro_batch": 4,
+    "save_dtype": "float32",
+    "learning_rate": 0.1,
+    "warmup_steps": 0,
+    "cooldown_steps": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +247,7 @@ def test_a_controlnet_learns_edges_and_draws_alike_on_both_backends(world, tmp_p
     network = tmp_path / "canny"
     folders = {"data": [hints], "model_dir": network, "run_dir": tmp_path / "run"}
     folders["base_model_path"] = str(base)
-    few = {"steps": 2, "batch": 4, "micro_batch": 4, "save_dtype": "float32", "warmup_steps": 0}
-    few["learning_rate"] = 0.1  # so that two steps are seen
-    train(example.model_copy(update=folders | few), lambda text: None)
+    train(example.model_copy(update=folders | FEW), lambda text: None)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 2 and log[0]["grad_norm"] > 0
     latents = {}
@@ -254,7 +261,7 @@ def test_a_controlnet_learns_edges_and_draws_alike_on_both_backends(world, tmp_p
     np.testing.assert_allclose(latents["pytorch", 1], latents["mlx", 1], rtol=0, atol=1e-4)
     for changes, held in (({"network": "infusenet"}, "holds canny hints"), ({"data": [world]}, "no data")):
         with pytest.raises(InfuError, match=held):
-            train(example.model_copy(update=folders | few | changes), lambda text: None)
+            train(example.model_copy(update=folders | FEW | changes), lambda text: None)
 
 
 def test_a_style_adapter_learns_pictures_and_draws_alike_on_both_backends(world, tmp_path, astronaut):
@@ -283,9 +290,7 @@ def test_a_style_adapter_learns_pictures_and_draws_alike_on_both_backends(world,
     example = read_settings(TrainSettings, EXAMPLES / "style.yaml")
     folders = {"data": [styles], "model_dir": adapter, "run_dir": tmp_path / "run"}
     folders["base_model_path"] = str(base)
-    few = {"steps": 2, "batch": 4, "micro_batch": 4, "save_dtype": "float32", "warmup_steps": 0}
-    few |= {"cooldown_steps": 0, "learning_rate": 0.1}  # so that two steps are seen
-    train(example.model_copy(update=folders | few), lambda text: None)
+    train(example.model_copy(update=folders | FEW), lambda text: None)
     latents = {}
     for name, backend in backends.items():
         request = GenerationRequest(prompt="a woman", width=64, height=80, num_steps=2, seed=1)
@@ -296,7 +301,7 @@ def test_a_style_adapter_learns_pictures_and_draws_alike_on_both_backends(world,
     np.testing.assert_allclose(latents["pytorch", 1], latents["mlx", 1], rtol=0, atol=1e-4)
     for network in ("infusenet", "controlnet"):
         with pytest.raises(InfuError, match=f"style pictures, on which no {network}"):
-            train(example.model_copy(update=folders | few | {"network": network}), lambda text: None)
+            train(example.model_copy(update=folders | FEW | {"network": network}), lambda text: None)
     other = {name: -array for name, array in load_file(tower / "model.safetensors").items()}
     save_file(other, tower / "model.safetensors")
     result = CliRunner().invoke(app, command)
