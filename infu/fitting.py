@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING
 from infu.controlnet import check_widths
 from infu.errors import InvalidRequest
 from infu.hints import check_hint
-from infu.ip_adapter import check_size
-from infu.models import find_controlnet, find_image_encoder, find_ip_adapter, find_pulid
+from infu.ip_adapter import check_size, open_adapter
+from infu.models import find_controlnet, find_image_encoder
 from infu.pipeline import NO_FACES
 from infu.plugins import ControlNet, IPAdapter, OminiControl, Person, Plugin, PuLID
+from infu.pulid import open_pulid
 from infu.pulid_photo import find_encoders
 from infu.request import GenerationRequest
 from infu.room import check_room
 from infu.weights.controlnet import read_controlnet
-from infu.weights.ip_adapter import read_adapter
 from infu.weights.lora import TRANSFORMER
-from infu.weights.names import count_blocks
 from infu.weights.ominicontrol import read_adapter as read_ominicontrol
-from infu.weights.pulid import read_pulid
 from infu.weights.vision import read_vision
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def check_plugin(plugin: Plugin, backend: Backend, request: GenerationRequest) -
             file.find_mode(plugin.mode or plugin.hint)
             check_hint(plugin.hint)
         case PuLID():
-            read_pulid(find_pulid(plugin.path)).find_blocks(backend.module_shapes[TRANSFORMER])
+            open_pulid(plugin, backend)
             find_encoders(plugin.encoders)
         case Person() if backend.model_version is None:
             raise InvalidRequest(NO_FACES)
@@ -49,9 +47,6 @@ def check_plugin(plugin: Plugin, backend: Backend, request: GenerationRequest) -
 
 
 def check_ip_adapter(plugin: IPAdapter, backend: Backend) -> None:
-    path = find_ip_adapter(plugin.path)
-    file = backend.network("ip_adapter", path, lambda: read_adapter(path))
-    base = backend.module_shapes[TRANSFORMER]
-    file.check_base(*count_blocks(base), base["x_embedder"][0])
+    path, file = open_adapter(plugin, backend)
     encoder = read_vision(find_image_encoder(plugin.image_encoder, path, file.instantx))
     check_size(encoder.embedding_size, file)

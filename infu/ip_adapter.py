@@ -4,8 +4,11 @@ A negative pass sees what the adapter was trained with there: XLabs' a black pic
 (x-flux, `xflux_pipeline.py`), InstantX's a vector of zeros (DiffSynth-Studio; InstantX itself has none).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,23 +17,38 @@ from infu.hooks import NOTHING, Additions, Run, Steady
 from infu.images import read_photo
 from infu.models import find_image_encoder, find_ip_adapter
 from infu.plugins import IPAdapter
-from infu.weights.ip_adapter import AdapterFile
+from infu.weights.ip_adapter import AdapterFile, read_adapter
+from infu.weights.lora import TRANSFORMER
+from infu.weights.names import count_blocks
+
+if TYPE_CHECKING:
+    from backends.base import Backend
 
 BLACK = np.zeros((64, 64, 3), np.uint8)  # of any size: resized and normalised it is the same
+
+
+def open_adapter(plugin: IPAdapter, backend: Backend) -> tuple[Path, AdapterFile]:
+    """Where it is and what it holds, read once for all requests. Raises `MissingFile`, `BrokenFile`, also for
+    one that was made for another base."""
+    path = find_ip_adapter(plugin.path)
+    file = backend.network("ip_adapter", path, lambda: read_adapter(path))
+    base = backend.module_shapes[TRANSFORMER]
+    file.check_base(*count_blocks(base), base["x_embedder"][0])
+    return path, file
 
 
 def make_runner(
     plugin: IPAdapter,
     run: Run,
+    path: Path,
     file: AdapterFile,
     encode: Callable[[Path, np.ndarray], np.ndarray],
     attend: Callable[[np.ndarray, float], Additions],
 ) -> Steady:
-    """`encode`: the folder of an image encoder and a picture, uint8 RGB (H, W, 3) -> (1, E); `attend`:
-    vectors (k, E) and a scale -> what the adapter adds."""
+    """`path`, `file`: of `open_adapter`; `encode`: the folder of an image encoder and a picture, uint8 RGB
+    (H, W, 3) -> (1, E); `attend`: vectors (k, E) and a scale -> what the adapter adds."""
 
     def see(picture: np.ndarray) -> np.ndarray:
-        path = find_ip_adapter(plugin.path)
         return encode(find_image_encoder(plugin.image_encoder, path, file.instantx), picture)
 
     vectors = plugin.image_embeds

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,18 @@ from infu.models import find_pulid
 from infu.plugins import PuLID
 from infu.pulid_photo import Encoders, find_encoders, look_once
 from infu.weights.lora import TRANSFORMER
-from infu.weights.pulid import EvaFile, read_eva, read_pulid
+from infu.weights.pulid import EvaFile, PulidFile, read_eva, read_pulid
 
 if TYPE_CHECKING:
     from backends.base import Array, Backend
+
+
+def open_pulid(plugin: PuLID, backend: Backend) -> tuple[Path, PulidFile, list[int]]:
+    """Where its checkpoint is and what it holds, read once for all requests, and the blocks that its
+    cross-attentions follow. Raises `MissingFile`, `BrokenFile`, also for one that does not fit the base."""
+    path = find_pulid(plugin.path)
+    file = backend.network("pulid", path, lambda: read_pulid(path))
+    return path, file, file.find_blocks(backend.module_shapes[TRANSFORMER])
 
 
 class PulidRunner(Runner):
@@ -32,9 +41,7 @@ class PulidRunner(Runner):
     def __init__(self, plugin: PuLID, backend: Backend, run: Run):
         """Raises `InfuError` for files and photographs that cannot be used."""
         self.plugin, self.backend = plugin, backend
-        self.path = find_pulid(plugin.path)
-        self.file = backend.network("pulid", self.path, lambda: read_pulid(self.path))
-        self._blocks = self.file.find_blocks(backend.module_shapes[TRANSFORMER])
+        self.path, self.file, self._blocks = open_pulid(plugin, backend)
         face, nobody = self._read_tokens() if plugin.photos == () else self._look()
         if run.negative is not None and nobody is None:
             raise InvalidRequest(

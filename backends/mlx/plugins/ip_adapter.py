@@ -18,23 +18,19 @@ from backends.mlx.plugins.vision import encode_picture
 from infu import ip_adapter
 from infu.cache import digest, identify
 from infu.hooks import Additions, Run, Runner
-from infu.models import find_ip_adapter
 from infu.plugins import IPAdapter
-from infu.weights.ip_adapter import NORM_EPS, AdapterFile, Layer, read_adapter
+from infu.weights.ip_adapter import NORM_EPS, AdapterFile, Layer
 
 KeysValues = list[tuple[mx.array, mx.array]]  # of each block, (1, H, tokens, d)
 
 
 def make_runner(backend: Backend, base: DiT, dtype: mx.Dtype, plugin: IPAdapter, run: Run) -> Runner:
     """`base`: the DiT that it is for, which computes in `dtype`."""
-    path = find_ip_adapter(plugin.path)
-    file = backend.network("ip_adapter", path, lambda: read_adapter(path))
-    config = base.config
-    file.check_base(config.num_layers, config.num_single_layers, config.width)
+    path, file = ip_adapter.open_adapter(plugin, backend)
 
     def attend_to(vectors: np.ndarray, scale: float) -> Additions:
         def make() -> KeysValues:
-            return make_keys(file, backend.array(vectors), config.num_attention_heads)
+            return make_keys(file, backend.array(vectors), base.config.num_attention_heads)
 
         made = backend.cache("ip_adapter", (identify(path), digest(vectors)), make)
         branches = {
@@ -43,7 +39,7 @@ def make_runner(backend: Backend, base: DiT, dtype: mx.Dtype, plugin: IPAdapter,
         }
         return Additions(branches=(branches,)) if file.instantx else Additions(after=(branches,))
 
-    return ip_adapter.make_runner(plugin, run, file, partial(encode_picture, backend), attend_to)
+    return ip_adapter.make_runner(plugin, run, path, file, partial(encode_picture, backend), attend_to)
 
 
 def make_keys(file: AdapterFile, vectors: mx.array, num_heads: int) -> KeysValues:

@@ -17,20 +17,16 @@ from backends.pytorch.tensors import to_tensor
 from infu import ip_adapter
 from infu.cache import digest, identify
 from infu.hooks import Additions, Run, Runner
-from infu.models import find_ip_adapter
 from infu.plugins import IPAdapter
-from infu.weights.ip_adapter import NORM_EPS, AdapterFile, Layer, read_adapter
+from infu.weights.ip_adapter import NORM_EPS, AdapterFile, Layer
 
 KeysValues = list[tuple[Tensor, Tensor]]  # of each block, (1, H, tokens, d)
 
 
 def make_runner(backend: Backend, base: nn.Module, plugin: IPAdapter, run: Run) -> Runner:
     """`base`: the DiT that it is for."""
-    path = find_ip_adapter(plugin.path)
-    file = backend.network("ip_adapter", path, lambda: read_adapter(path))
-    config = base.config
-    num_heads = config.num_attention_heads
-    file.check_base(config.num_layers, config.num_single_layers, num_heads * config.attention_head_dim)
+    path, file = ip_adapter.open_adapter(plugin, backend)
+    num_heads = base.config.num_attention_heads
 
     def attend_to(vectors: np.ndarray, scale: float) -> Additions:
         key = (identify(path), digest(vectors))
@@ -41,7 +37,7 @@ def make_runner(backend: Backend, base: nn.Module, plugin: IPAdapter, run: Run) 
         }
         return Additions(branches=(branches,)) if file.instantx else Additions(after=(branches,))
 
-    return ip_adapter.make_runner(plugin, run, file, partial(encode_picture, backend), attend_to)
+    return ip_adapter.make_runner(plugin, run, path, file, partial(encode_picture, backend), attend_to)
 
 
 def make_keys(file: AdapterFile, vectors: Tensor, num_heads: int) -> KeysValues:

@@ -106,6 +106,7 @@ def measure(people: Sequence[Unseen], judge: Judge, reader: Reader, draw: Draw) 
     known = [judge.see(one.photo.picture, one.photo.keypoints) for one in people]
     right, farther, skins, facts = 0, [], [], {}
     for i, one in enumerate(people):
+        skin = see_skin(one.photo.picture, one.photo.keypoints)
         for k, asked in enumerate(ASKED):
             picture = draw(one, asked.words.format(one.word), k)
             keypoints = judge.find(picture)
@@ -113,7 +114,7 @@ def measure(people: Sequence[Unseen], judge: Judge, reader: Reader, draw: Draw) 
                 order = rank(judge.see(picture, keypoints), known)
                 right += order[0] == i
                 farther.append(1 - order.index(i) / max(1, len(people) - 1))
-                skins.append((see_skin(picture, keypoints), see_skin(one.photo.picture, one.photo.keypoints)))
+                skins.append((see_skin(picture, keypoints), skin))
             read = reader.read(picture[None])
             for name, value in asked.facts.items():
                 facts.setdefault(name, []).append(read[name][0] == value)

@@ -1,4 +1,4 @@
-"""README's pictures of plug-ins: `python examples/plugin_pictures.py docs/plugins`.
+"""README's pictures of plug-ins: `python tests/plugin_pictures.py docs/plugins`.
 
 A strip each: what is given, then the same request without and with the plug-in. By the mini model where it
 has weights of that kind. PuLID and OminiControl have none of its size: theirs are the tests' random weights,
@@ -9,20 +9,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import conftest  # noqa: F401, I001  first: it says where the repository's root is
 import numpy as np
+from golden import FOLDERS
 from PIL import Image, ImageOps
+from plugin_pairs import KINDS
+from serving import ROOT
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from golden import FOLDERS  # noqa: E402
-from plugin_pairs import KINDS  # noqa: E402
-
-from backends import load_backend  # noqa: E402
-from infu import ControlNet, GenerationRequest, IPAdapter, Lora, Person, generate  # noqa: E402
-from infu.hints import make_hint  # noqa: E402
-from infu.training.world.people import make_look, make_person  # noqa: E402
-from infu.training.world.renderer import Renderer  # noqa: E402
+from backends import load_backend
+from infu import ControlNet, GenerationRequest, IPAdapter, Lora, Person, generate
+from infu.hints import make_hint
+from infu.training.world.people import make_look, make_person
+from infu.training.world.renderer import Renderer
 
 SIZE = WIDTH, HEIGHT = 128, 160
 ASKED = GenerationRequest(
@@ -37,8 +35,9 @@ def main() -> None:
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     mini, tiny = load_backend("pytorch", dtype="float32"), load_backend("pytorch", **FOLDERS, dtype="float32")
-    dark, light = draw(900_000, "photo"), draw(900_003, "photo")
-    sketch = draw(900_001, "drawing")
+    renderer = Renderer(*SIZE)
+    dark, light = draw(renderer, 900_000, "photo"), draw(renderer, 900_003, "photo")
+    sketch = draw(renderer, 900_001, "drawing")
     photo = np.asarray(ImageOps.fit(Image.open(PHOTOGRAPH).crop(FACE), SIZE))
     edges = make_hint("canny", photo, *SIZE)
     realism = Lora(mini.optional_loras["realism"])
@@ -63,9 +62,8 @@ def add(plugin, prompt: str = ASKED.prompt) -> tuple[GenerationRequest, Generati
     return asked, asked.replace(plugins=[plugin])
 
 
-def draw(seed: int, style: str) -> np.ndarray:
+def draw(renderer: Renderer, seed: int, style: str) -> np.ndarray:
     """Someone of the mini world."""
-    renderer = Renderer(*SIZE)
     person = make_person(seed, renderer.bust)
     look = replace(make_look(person, 0, style), hat="")
     return renderer.render_looks(person, [look])[0].picture
